@@ -1,0 +1,53 @@
+"""The card of a model: all that bulk inference needs to know, so that the folder describes itself."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from models.imaging.geometry import ResizeRule
+from models.records import Task
+
+ONNX_FILE = "model.onnx"
+CARD_FILE = "card.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One version of one model. Written as card.json, and repeated in the ONNX metadata under the key `pixelmill`."""
+
+    name: str
+    version: str  # first 12 hex digits of the SHA-256 over the weights and the fields that change answers
+    task: Task
+    architecture: str
+    labels: tuple[str, ...]  # by output index
+    input: ResizeRule
+    score: float = 0.25  # findings below it are dropped, unless predict says otherwise
+    source: str = ""  # e.g. "torchvision:mobilenet_v2"
+    licence: str = ""  # of the weights
+    weights_sha256: str = ""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # file name → sha256, bytes
+    parity: dict[str, Any] = field(default_factory=dict)  # what was compared, and the largest differences
+    metrics: dict[str, Any] = field(default_factory=dict)
+    created_at: str = ""  # ISO 8601, UTC
+
+    @property
+    def reference(self) -> str:
+        """`NAME@VERSION`, as it stands in tables."""
+        return f"{self.name}@{self.version}"
+
+    def to_json(self) -> str:
+        """The card as text, keys in the order of the fields."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Card":
+        """Reads what `to_json` wrote; ignores keys of newer versions. Raises KeyError or TypeError on a damaged card."""
+        raw = json.loads(text)
+        known = {key: raw[key] for key in cls.__dataclass_fields__ if key in raw}
+        rule = dict(known["input"])
+        rule["pad_rgb"] = tuple(rule.get("pad_rgb", (0, 0, 0)))
+        known["input"] = ResizeRule(**rule)
+        known["task"] = Task(known["task"])
+        known["labels"] = tuple(known["labels"])
+        return cls(**known)

@@ -1,0 +1,1 @@
+"""Tasks touch the world: storage, processes, clocks. They import models, never flows."""
