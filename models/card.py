@@ -23,6 +23,7 @@ class Card:
     labels: tuple[str, ...]  # by output index
     input: ResizeRule
     score: float = 0.25  # findings below it are dropped, unless predict says otherwise
+    score_floor: float = 0.0  # the graph itself never gives findings below it
     source: str = ""  # e.g. "torchvision:mobilenet_v2"
     licence: str = ""  # of the weights
     weights_sha256: str = ""
@@ -42,7 +43,7 @@ class Card:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Card":
-        """Reads what `to_json` wrote; ignores keys of newer versions. Raises KeyError or TypeError on a damaged card."""
+        """Reads what `to_json` wrote; ignores keys it does not know. Raises KeyError, TypeError or ValueError."""
         raw = json.loads(text)
         known = {key: raw[key] for key in cls.__dataclass_fields__ if key in raw}
         rule = dict(known["input"])

@@ -1,1 +1,1 @@
-"""From a model in PyTorch to a verified ONNX file, and from prepared images to findings. Inference never imports torch."""
+"""From a model in PyTorch to a verified ONNX file, and from prepared images to findings; the latter without torch."""
