@@ -5,6 +5,7 @@ PixelmillError                 exit 1: the run failed; one line on stderr
 │   ├── NotFound               a model, table, file or folder that is not there
 │   └── TableMismatch          the table was written with another task or other settings
 ├── StorageError               the store or the source does not answer after all retries
+│   └── TransientError         the same, but it may answer later: no connection, overload, 5xx
 └── ModelError                 a model folder is incomplete, or no engine here can run it
     └── ParityError            an export disagrees with PyTorch, so it was not published
 
@@ -36,6 +37,10 @@ class TableMismatch(UsageError):
 
 class StorageError(PixelmillError):
     """The store or the source does not answer, after all retries; work can go on once it does."""
+
+
+class TransientError(StorageError):
+    """No answer now, after all retries, but nothing is wrong with the request: the same may work later."""
 
 
 class ModelError(PixelmillError):
