@@ -14,6 +14,8 @@ class ResizeRule:
     letterbox: scale to fit inside `height`×`width`, keep the aspect ratio, pad right and bottom with `pad_rgb` (detectors).
     stretch: scale both sides to `height`×`width`.
     All are antialiased, as in Pillow.
+
+    Raises ValueError where the rule cannot be carried out on every image.
     """
 
     mode: Literal["crop", "letterbox", "stretch"]
@@ -22,6 +24,21 @@ class ResizeRule:
     short_side: int | None = None
     interpolation: Interpolation = "bilinear"
     pad_rgb: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("crop", "letterbox", "stretch"):
+            raise ValueError(f"resize mode is crop, letterbox or stretch, not {self.mode!r}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation is bilinear or bicubic, not {self.interpolation!r}")
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"the input of a model is at least 1×1 pixels, not {self.height}×{self.width}")
+        if self.mode == "crop" and (self.short_side is None or self.short_side < max(self.height, self.width)):
+            raise ValueError(
+                f"crop needs a short_side of at least {max(self.height, self.width)}, the longer side of what it cuts, "
+                f"not {self.short_side}"
+            )
+        if len(self.pad_rgb) != 3 or not all(0 <= level <= 255 for level in self.pad_rgb):
+            raise ValueError(f"pad_rgb is three levels from 0 to 255, not {self.pad_rgb}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +51,52 @@ class Geometry:
     scale_y: float
     offset_x: float
     offset_y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One side of a resize: `source` pixels become `scaled` pixels, of which `count` from `start` on are kept."""
+
+    source: int
+    scaled: int
+    start: int
+    count: int
+
+    def mirrored(self) -> "Span":
+        """The same pixels, counted from the other end."""
+        return Span(self.source, self.scaled, self.scaled - self.start - self.count, self.count)
+
+
+def spans_yx(rule: ResizeRule, height: int, width: int) -> tuple[Span, Span]:
+    """What the rule does to the rows and to the columns of an oriented image of this size.
+
+    Sizes and centre are rounded as by torchvision's Resize and CenterCrop, whose weights are in use everywhere.
+    """
+    match rule.mode:
+        case "stretch":
+            return Span(height, rule.height, 0, rule.height), Span(width, rule.width, 0, rule.width)
+        case "letterbox":
+            scale = min(rule.height / height, rule.width / width)
+            scaled_height = min(max(round(height * scale), 1), rule.height)
+            scaled_width = min(max(round(width * scale), 1), rule.width)
+            return Span(height, scaled_height, 0, scaled_height), Span(width, scaled_width, 0, scaled_width)
+        case "crop":
+            assert rule.short_side is not None  # ResizeRule holds it
+            short = min(height, width)
+            scaled_height = int(rule.short_side * height / short)
+            scaled_width = int(rule.short_side * width / short)
+            top = round((scaled_height - rule.height) / 2.0)
+            left = round((scaled_width - rule.width) / 2.0)
+            return Span(height, scaled_height, top, rule.height), Span(width, scaled_width, left, rule.width)
+
+
+def geometry_of(y: Span, x: Span) -> Geometry:
+    """The way back from the model's input, for an image that was resized along these spans."""
+    return Geometry(
+        width=x.source,
+        height=y.source,
+        scale_x=x.scaled / x.source,
+        scale_y=y.scaled / y.source,
+        offset_x=float(-x.start),
+        offset_y=float(-y.start),
+    )

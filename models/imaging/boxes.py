@@ -1,0 +1,17 @@
+"""Boxes, from the model's input back to the image."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.imaging.geometry import Geometry
+
+
+def boxes_xyxy_to_original(boxes_xyxy: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
+    """Boxes [n, 4] in pixels of the model's input → [n, 4] in pixels of the oriented original, clipped to it."""
+    if len(boxes_xyxy) == 0:
+        return np.empty((0, 4), np.float32)
+    offset = np.array([geometry.offset_x, geometry.offset_y] * 2)
+    scale = np.array([geometry.scale_x, geometry.scale_y] * 2)
+    size = np.array([geometry.width, geometry.height] * 2)
+    original = (np.asarray(boxes_xyxy, np.float64) - offset) / scale  # in double: 1/scale may be large
+    return np.clip(original, 0.0, size).astype(np.float32)
