@@ -12,7 +12,10 @@ PixelmillError                 exit 1: the run failed; one line on stderr
 Rejected is not one of them: it never ends a run, it becomes the row of one image.
 """
 
-from models.records import Status
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line answers --help without Arrow
+    from models.records import Status
 
 
 class PixelmillError(Exception):
@@ -54,7 +57,7 @@ class ParityError(ModelError):
 class Rejected(Exception):
     """One image cannot be predicted; its row gets this status and reason, and the run goes on."""
 
-    def __init__(self, status: Status, reason: str):
+    def __init__(self, status: "Status", reason: str):
         super().__init__(reason)
         self.status = status
         self.reason = reason

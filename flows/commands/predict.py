@@ -1,0 +1,73 @@
+"""`pixelmill predict`: bulk prediction, through Prefect or directly."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from flows.commands.command import Outcome, command
+from models.settings import PredictSettings, StoreSettings
+
+if TYPE_CHECKING:
+    from tasks.predict import Summary
+
+
+@command("predict", PredictSettings, positional="source")
+def predict(
+    settings: PredictSettings, store: StoreSettings, direct: Annotated[bool, Parameter(negative="")] = False
+) -> Outcome:
+    """Run a model over a folder or bucket of images; one row per image in a table.
+
+    For example:
+
+        pixelmill predict ./photos --model mobilenet --table holiday
+        pixelmill predict s3://bucket/photos --model mobilenet@production \\
+            --table holiday --store s3://bucket/mill --slots 2
+
+    Stop it at any moment and run it again: it goes on where it was. The run is
+    recorded by Prefect: on the server of PREFECT_API_URL or of the active profile,
+    else in a database in PREFECT_HOME, which `prefect server start` shows.
+
+    Args:
+        direct: Run without Prefect: nothing is recorded, and the start is quicker.
+    """
+    from flows.console import watching
+    from flows.order import predict_directly, problem_of
+
+    with watching() as watch:
+        if direct:
+            summary = predict_directly(store.store, settings, watch)
+        else:
+            from flows.embedded import predict_recorded
+
+            summary = predict_recorded(store.store, settings, watch)
+    return Outcome(asdict(summary), lambda: _show(summary), problem_of(summary))
+
+
+def _show(summary: "Summary") -> None:
+    from flows.console import print_table
+
+    counts = sorted(summary.by_status.items(), key=lambda item: -item[1])
+    if counts:
+        print_table(("status", "images"), counts, right=("images",))
+    for line in describe(summary):
+        print(line)
+    print("next:")
+    print(f'  pixelmill query "select * from {summary.table} limit 10"')
+    print(f"  pixelmill verify {summary.table}")
+
+
+def describe(summary: "Summary") -> list[str]:
+    """The summary in a few lines for people."""
+    ignored = "".join(f", {count:,} {reason} files ignored" for reason, count in summary.ignored.items() if count)
+    lines = [
+        f"{summary.table} ← {summary.model}: {summary.rows:,} new rows in {summary.shards} shards",
+        f"listed {summary.listed:,} images, {summary.planned:,} new, {summary.skipped:,} claimed before{ignored}",
+    ]
+    if summary.rows:
+        stages = " · ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in summary.stages.items())
+        lines += [
+            f"{summary.seconds:,.1f} s, {summary.images_per_second:,.1f} images/s on {summary.engine}; limit: {summary.limit}",
+            f"busy: {stages}",
+        ]
+    return lines

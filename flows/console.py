@@ -1,0 +1,112 @@
+"""What people see: progress bars and logs on stderr, tables on stdout."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flows.watch import Lines, Overall, Watch
+
+if TYPE_CHECKING:
+    from tasks.work import SlotProgress
+
+
+class _ConsoleLog(logging.Handler):
+    """Log lines above the progress bar."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints the message alone."""
+        self._console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watch]:
+    """Shows the progress of a run on stderr: a bar on a terminal, a line every ten seconds elsewhere; and our log lines."""
+    console = Console(stderr=True)
+    log = logging.getLogger("pixelmill")
+    handler = _ConsoleLog(console)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        if console.is_terminal:
+            with _Bars(console) as bars:
+                yield bars
+        else:
+            yield Lines()
+    finally:
+        log.removeHandler(handler)
+
+
+class _Bars:
+    """A watch that draws: a count while listing, then a bar with rate and time left."""
+
+    def __init__(self, console: Console):
+        self._overall = Overall()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("listing", total=None, text="")
+
+    def __enter__(self) -> "_Bars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._progress.stop()
+
+    def listed(self, images: int) -> None:
+        """Shows the count."""
+        self._progress.update(self._task, text=f"{images:,} images")
+
+    def progress(self, progress: "SlotProgress") -> None:
+        """Shows how far all slots are."""
+        self._overall.add(progress)
+        done, total = self._overall.done, self._overall.total
+        not_ok = " ".join(f"{count:,} {status}" for status, count in self._overall.by_status.items() if status != "ok")
+        text = f"{done:,}/{total:,} {self._overall.rate:,.1f} images/s {not_ok}"
+        self._progress.update(self._task, description="predicting", completed=done, total=total or None, text=text)
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "", right: Sequence[str] = (), cell: int = 80
+) -> None:
+    """A table on stdout; the columns named in `right` are aligned right, cells longer than `cell` characters are cut."""
+    table = Table(title=title or None, title_justify="left")
+    for column in columns:
+        table.add_column(escape(column), justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(shorten(value, cell)) for value in row))
+    console = Console(file=sys.stdout)
+    # On a pipe there is no width to keep to.
+    console.print(table, width=None if console.is_terminal else max(console.width, console.measure(table).maximum))
+
+
+def shorten(value: Any, length: int) -> str:
+    """The value as one line of at most so many characters."""
+    text = (
+        ""
+        if value is None
+        else f"{value:,}"
+        if type(value) is int
+        else f"{value:.4g}"
+        if type(value) is float
+        else str(value)
+    )
+    text = " ".join(text.split()) if "\n" in text else text
+    return text if len(text) <= length else f"{text[: length - 1]}…"
