@@ -1,0 +1,343 @@
+"""The bulk path of one slot: shards in, parts out, with storage, decoding and the model busy at the same time.
+
+    feed ──► read (threads) ──► decode + predict (one thread per core, whole batches) ──► commit
+
+Every core takes a whole batch through decoding and through the model: no hand-over between the two, and neither has to
+be guessed the right number of threads. On a GPU the same threads queue for the device, so that some decode while
+another's batch runs. The queues are bounded by images and by bytes, and batches reach across shard borders, so that
+memory does not grow and no core waits at a border.
+"""
+
+import hashlib
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import Rejected, StorageError, TransientError
+from models.imaging.geometry import Geometry
+from models.records import ListedImage, Status
+from models.runtime.predictor import Predictor
+from tasks.bounded_queue import BoundedQueue, Finished
+from tasks.shard_rows import Outcome, ShardRows
+from tasks.storage import Storage, open_storage
+from tasks.table import Shard, Table
+
+MAX_IMAGE_BYTES = 512 * 2**20
+MAX_QUEUED_BYTES = 64 * 2**20
+SHARDS_AT_ONCE = 3  # one being committed, one computed, one read ahead
+PATIENCE_S = 0.01  # how long a half-filled batch waits for its next image before it runs as it is
+OUTAGE_AFTER = 8  # images in a row that could not be read: the storage is at fault, not the images
+
+
+class ImagePreparer(Protocol):
+    """Bytes of an image → the model's input; one per thread."""
+
+    def prepare(self, data: bytes, out: NDArray[np.uint8]) -> Geometry:
+        """Fills `out` [height, width, 3]. Raises Rejected."""
+        ...
+
+
+class Listener(Protocol):
+    """Hears what happens; called from several threads."""
+
+    def started(self, shard: Shard) -> None: ...
+    def committed(self, shard: Shard, statistics: Mapping[str, Any]) -> None: ...
+    def failed(self, shard: Shard, reason: str) -> None: ...
+    def predicting(self, shard: Shard, index: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image on its way; `outcome` holds what reading it showed."""
+
+    rows: ShardRows
+    index: int
+    data: bytes
+    outcome: Outcome  # without a status of its own yet
+
+
+@dataclass
+class Tally:
+    """Counts of a running pipeline, read by another thread to show progress."""
+
+    images: int = 0
+    by_status: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # busy, by stage, all threads
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def settle(self, status: Status) -> None:
+        with self.lock:
+            self.images += 1
+            self.by_status[str(status)] += 1
+
+    def forget(self, by_status: Mapping[str, int]) -> None:
+        """The images of a failed shard are open again."""
+        with self.lock:
+            self.images -= sum(by_status.values())
+            self.by_status.subtract(by_status)
+
+    def spend(self, stage: str, seconds: float) -> None:
+        with self.lock:
+            self.seconds[stage] += seconds
+
+
+class Pipeline:
+    """Computes shards of one table with one loaded model."""
+
+    def __init__(
+        self,
+        table: Table,
+        predictor: Predictor,
+        make_preparer: Callable[[], ImagePreparer],
+        listener: Listener,
+        *,
+        batch_size: int,
+        workers: int,
+        readers: int,
+        storage_of: Callable[[str], Storage] = open_storage,
+        statistics: Mapping[str, Any] | None = None,
+        poison: Mapping[Shard, Mapping[int, str]] | None = None,
+        announce: bool = False,
+    ):
+        """`statistics` go into every part. `poison`: images that killed a process before, by shard and index, with the
+        reason.
+
+        `announce`: tell the listener each image before it is predicted, so that one that kills the process is known.
+        """
+        self.table = table
+        self.predictor = predictor
+        self.tally = Tally()
+        self._make_preparer = make_preparer
+        self._listener = listener
+        self._batch_size = batch_size
+        self._workers = workers
+        self._readers = readers
+        self._storage_of = storage_of
+        self._statistics = dict(statistics or {})
+        self._poison = poison or {}
+        self._announce = announce
+        self._model = predictor.card.reference
+        self._device = threading.Semaphore(predictor.engine.concurrency)
+        self._room_for_shards = threading.Semaphore(SHARDS_AT_ONCE)
+        self._to_read: BoundedQueue[tuple[ShardRows, int]] = BoundedQueue(4 * readers)
+        self._to_predict: BoundedQueue[Item] = BoundedQueue(2 * workers * batch_size, MAX_QUEUED_BYTES)
+        self._to_commit: BoundedQueue[ShardRows] = BoundedQueue(SHARDS_AT_ONCE)
+        self._misses = 0  # images in a row that the storage did not give
+        self._error: BaseException | None = None
+
+    def run(self, shards: Iterable[Shard]) -> None:
+        """Computes and commits `shards`, taken one by one as there is room. A shard that fails is reported, and left
+        open.
+
+        Raises what ended the pipeline as a whole: ModelError when the engine is lost.
+        """
+        feeders = [threading.Thread(target=self._guard, args=(self._feed, shards), daemon=True)]
+        readers = [threading.Thread(target=self._guard, args=(self._read,)) for _ in range(self._readers)]
+        workers = [threading.Thread(target=self._guard, args=(self._work,)) for _ in range(self._workers)]
+        committers = [threading.Thread(target=self._guard, args=(self._commit,))]
+        for thread in feeders + readers + workers + committers:
+            thread.start()
+        for threads, queue_after in (
+            (feeders, self._to_read),
+            (readers, self._to_predict),
+            (workers, self._to_commit),
+            (committers, None),
+        ):
+            for thread in threads:
+                while thread.is_alive() and not (thread in feeders and self._error):
+                    thread.join(0.2)
+            if queue_after is not None:
+                queue_after.finish()
+        if self._error is not None:
+            raise self._error
+
+    def _guard(self, target: Callable[..., None], *args: Any) -> None:
+        try:
+            target(*args)
+        except Finished:
+            pass
+        except BaseException as error:  # whatever ends one thread ends all, and is raised by run
+            self._error = self._error or error
+            for queue in (self._to_read, self._to_predict, self._to_commit):
+                queue.abandon()
+            self._room_for_shards.release()
+
+    @contextmanager
+    def _busy(self, stage: str, rows: ShardRows) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spend(stage, rows, time.perf_counter() - start)
+
+    def _spend(self, stage: str, rows: ShardRows, seconds: float) -> None:
+        rows.spend(stage, seconds)
+        self.tally.spend(stage, seconds)
+
+    def _feed(self, shards: Iterable[Shard]) -> None:
+        for shard in shards:
+            self._room_for_shards.acquire()
+            if self._error is not None:
+                return
+            self._listener.started(shard)
+            try:
+                rows = ShardRows(shard, self.table.shard_rows(shard))
+            except StorageError as error:
+                self._room_for_shards.release()
+                self._listener.failed(shard, str(error))
+                continue
+            for index in range(len(rows.images)):
+                self._to_read.put((rows, index))
+
+    def _read(self) -> None:
+        while True:
+            entry = self._to_read.get()
+            if entry is None:
+                continue
+            rows, index = entry
+            if rows.failure:
+                self._drop(rows)
+                continue
+            poison = self._poison.get(rows.shard, {}).get(index)
+            if poison:
+                self._settle(rows, index, Outcome(Status.FAILED, poison))
+                continue
+            with self._busy("read", rows):
+                item = self._read_image(rows, index)
+            if item is not None:
+                self._to_predict.put(item, len(item.data))
+
+    def _read_image(self, rows: ShardRows, index: int) -> Item | None:
+        """The image's bytes; None when its outcome is settled already, or its shard has failed."""
+        image = rows.images[index]
+        storage = self._storage_of(image.image)
+        try:
+            data = storage.read_image(image, MAX_IMAGE_BYTES)
+        except Rejected as rejection:
+            self._misses = 0
+            self._settle(rows, index, Outcome(rejection.status, rejection.reason))
+            return None
+        except TransientError as error:
+            self._misses += 1
+            if self._misses >= OUTAGE_AFTER or self._is_away(storage, image):
+                rows.fail(f"the storage of {image.image} does not answer: {error}")
+                self._drop(rows)
+            else:
+                self._settle(rows, index, Outcome(Status.UNREADABLE, str(error)))
+            return None
+        self._misses = 0
+        digest = hashlib.sha256(data).hexdigest()
+        return Item(rows, index, data, Outcome(Status.OK, sha256=digest, num_bytes=len(data)))
+
+    def _is_away(self, storage: Storage, image: ListedImage) -> bool:
+        """Whether the storage as a whole is down: then it is no property of the image, and no row may say so."""
+        try:
+            storage.exists(image.image)
+        except StorageError:
+            return True
+        return False
+
+    def _work(self) -> None:
+        preparer = self._make_preparer()
+        rule = self.predictor.card.input
+        images = np.empty((self._batch_size, rule.height, rule.width, 3), np.uint8)
+        while True:
+            batch, geometries, at_end = self._fill(preparer, images)
+            if batch:
+                self._predict(batch, images[: len(batch)], geometries)
+            if at_end:
+                return
+
+    def _fill(self, preparer: ImagePreparer, images: NDArray[np.uint8]) -> tuple[list[Item], list[Geometry], bool]:
+        """Decodes waiting images into `images` [batch, height, width, 3]; a batch that finds nobody waiting stays
+        short."""
+        batch: list[Item] = []
+        geometries: list[Geometry] = []
+        limit = min(self._batch_size, self.predictor.max_batch or self._batch_size)
+        while len(batch) < limit:
+            start = time.perf_counter()
+            try:
+                item = self._to_predict.get(PATIENCE_S if batch else None)
+            except Finished:
+                return batch, geometries, True
+            finally:
+                self.tally.spend("wait", time.perf_counter() - start)
+            if item is None:
+                break
+            if item.rows.failure:
+                self._drop(item.rows)
+                continue
+            try:
+                with self._busy("decode", item.rows):
+                    geometry = preparer.prepare(item.data, images[len(batch)])
+            except Rejected as rejection:
+                outcome = item.outcome._replace(status=rejection.status, error=rejection.reason)
+                self._settle(item.rows, item.index, outcome)
+                continue
+            batch.append(item)
+            geometries.append(geometry)
+        return batch, geometries, False
+
+    def _predict(self, batch: list[Item], images: NDArray[np.uint8], geometries: list[Geometry]) -> None:
+        if self._announce:
+            for item in batch:
+                self._listener.predicting(item.rows.shard, item.index)
+        with self._device:
+            start = time.perf_counter()
+            findings = self.predictor.predict(images, geometries)
+            share = (time.perf_counter() - start) / len(batch)
+        for item, geometry, finding in zip(batch, geometries, findings, strict=True):
+            self._spend("infer", item.rows, share)
+            outcome = item.outcome._replace(width=geometry.width, height=geometry.height)
+            if isinstance(finding, Rejected):
+                outcome = outcome._replace(status=finding.status, error=finding.reason)
+            else:
+                outcome = outcome._replace(finding=finding)
+            self._settle(item.rows, item.index, outcome)
+
+    def _settle(self, rows: ShardRows, index: int, outcome: Outcome) -> None:
+        self.tally.settle(outcome.status)
+        if rows.settle(index, outcome):
+            self._to_commit.put(rows)
+
+    def _drop(self, rows: ShardRows) -> None:
+        if rows.drop(1):
+            self._to_commit.put(rows)
+
+    def _commit(self) -> None:
+        while True:
+            rows = self._to_commit.get()
+            if rows is None:
+                continue
+            try:
+                if rows.failure is None:
+                    with self._busy("write", rows):
+                        self._publish(rows)
+            except StorageError as error:
+                rows.fail(str(error))
+            if rows.failure is not None:
+                self.tally.forget(rows.by_status())
+                self._listener.failed(rows.shard, rows.failure)
+            self._room_for_shards.release()
+
+    def _publish(self, rows: ShardRows) -> None:
+        card = self.predictor.card
+        statistics = {
+            **self._statistics,
+            "plan": rows.shard.plan,
+            "shard": rows.shard.index,
+            "model": self._model,
+            "engine": self.predictor.engine.name,
+            "by_status": rows.by_status(),
+            "stages": {stage: round(seconds, 3) for stage, seconds in rows.seconds.items()},
+            "seconds": round(time.perf_counter() - rows.started, 3),
+        }
+        self.table.commit(self._model, rows.shard, rows.to_arrow(card.task, card.labels), statistics)
+        self._listener.committed(rows.shard, statistics)

@@ -1,0 +1,165 @@
+"""Planning: subtract from a listing what earlier plans already claim, and claim the rest in one whole file.
+
+A plan is written with put-if-absent under the next number. Whoever loses that race has not seen the winner's claims, so
+it subtracts again: two runs never claim the same image. The listing and the subtraction live in a temporary DuckDB
+file, so that memory stays flat.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.records import LISTING_SCHEMA, PLAN_SCHEMA, Status
+from tasks.table import METADATA_KEY, Table, parquet_options
+
+FORMAT = 1  # of plans; readers of a later format can tell
+RETRIED = (Status.UNREADABLE, Status.MISSING)  # a storage that was away shows as either
+MEMORY_LIMIT = "1GB"  # DuckDB spills beyond it
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a run asked for and what it got."""
+
+    number: int | None  # of the plan written; None when nothing was left to claim
+    listed: int  # distinct images of the listing
+    new: int  # of these, claimed by no earlier plan
+    planned: int  # claimed by this plan: less than new under a limit, more under retries
+
+
+def claim(
+    table: Table,
+    listing: Iterator[pa.RecordBatch],
+    *,
+    model: str,
+    source: str,
+    settings: dict[str, Any],
+    limit: int | None = None,
+    shard_size: int | None = None,
+    retry_unreadable: bool = False,
+) -> Claim:
+    """Claims the images of `listing` that no plan of this table claims yet for this model, and writes the plan.
+
+    `listing` holds batches of LISTING_SCHEMA and is read once. Raises StorageError when the plan cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="pixelmill-plan-") as scratch:
+        database = duckdb.connect(Path(scratch) / "plan.duckdb", config={"memory_limit": MEMORY_LIMIT})
+        database.execute("SET preserve_insertion_order = false")
+        listed = _load_listing(database, listing)
+        while True:
+            number = max(table.plan_numbers(), default=0) + 1
+            new, planned = _subtract(database, table, model, limit, retry_unreadable)
+            if planned == 0:
+                return Claim(None, listed, new, 0)
+            size = shard_size or default_shard_size(planned)
+            head = {
+                "format": FORMAT,
+                "table": table.name,
+                "plan": number,
+                "model": model,
+                "task": str(table.task),
+                "settings": settings,
+                "source": source,
+                "images": planned,
+                "shards": -(-planned // size),
+                "shard_size": size,
+                "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+            }
+            file = Path(scratch) / f"{number}.plan"
+            _write_plan(database, file, head, size)
+            if table.storage.put_file_if_absent(table.plan_uri(number), file):
+                return Claim(number, listed, new, planned)
+
+
+def default_shard_size(num_images: int) -> int:
+    """Small runs lose little to a Ctrl-C, large ones get files that query engines like."""
+    if num_images < 8 * 1024:
+        return max(64, num_images // 8)
+    return min(4096, max(1024, num_images // 1024))
+
+
+def _load_listing(database: duckdb.DuckDBPyConnection, listing: Iterator[pa.RecordBatch]) -> int:
+    database.register("batches", pa.RecordBatchReader.from_batches(LISTING_SCHEMA, listing))
+    database.execute("CREATE TABLE listing AS SELECT image, fingerprint, max(bytes) AS bytes FROM batches GROUP BY ALL")
+    database.unregister("batches")
+    return _count(database, "listing")
+
+
+def _subtract(
+    database: duckdb.DuckDBPyConnection, table: Table, model: str, limit: int | None, retry_unreadable: bool
+) -> tuple[int, int]:
+    """Fills the table `plan` with the images to claim; returns how many are new, and how many it claims."""
+    numbers = [head.number for head in table.heads(model)]
+    columns = ["image", "fingerprint", "attempt"]
+    schema = pa.schema([PLAN_SCHEMA.field(name) for name in columns])
+    database.register("claims", pa.RecordBatchReader.from_batches(schema, table.plan_batches(numbers, columns)))
+    if retry_unreadable:  # the claims are needed twice, a stream is read once
+        database.execute("CREATE OR REPLACE TEMP TABLE all_claims AS FROM claims")
+        database.register("claims", database.table("all_claims"))
+    database.execute(
+        "CREATE OR REPLACE TABLE plan AS "
+        "SELECT image, fingerprint, bytes, 1::INTEGER AS attempt FROM listing "
+        "ANTI JOIN claims USING (image, fingerprint)"
+    )
+    new = _count(database, "plan")
+    if retry_unreadable:
+        _add_retries(database, table, model)
+    if limit is not None:
+        database.execute(
+            f"CREATE OR REPLACE TABLE plan AS FROM plan ORDER BY attempt, image, fingerprint LIMIT {int(limit)}"
+        )
+    return new, _count(database, "plan")
+
+
+def _add_retries(database: duckdb.DuckDBPyConnection, table: Table, model: str) -> None:
+    """Adds the listed images whose last claimed attempt ended without the image having been read."""
+    columns = ["image", "fingerprint", "attempt", "status"]
+    database.execute("CREATE OR REPLACE TEMP TABLE unread (image VARCHAR, fingerprint VARCHAR, attempt INTEGER)")
+    folder = f"{table.uri}/parts/model={model}"
+    for name in sorted(table.part_names(model)):
+        database.register("rows", table.read_part(f"{folder}/{name}", columns))
+        database.execute(
+            "INSERT INTO unread SELECT image, fingerprint, attempt FROM rows WHERE status IN $1",
+            [[*RETRIED]],
+        )
+    database.execute(
+        "INSERT INTO plan SELECT image, fingerprint, bytes, attempt + 1 FROM listing "
+        "JOIN (SELECT image, fingerprint, max(attempt) AS attempt FROM claims GROUP BY ALL) USING (image, fingerprint) "
+        "SEMI JOIN unread USING (image, fingerprint, attempt)"
+    )
+
+
+def _write_plan(database: duckdb.DuckDBPyConnection, file: Path, head: dict[str, Any], shard_size: int) -> None:
+    """Writes the claimed images sorted by name, one row group per shard."""
+    schema = PLAN_SCHEMA.with_metadata({METADATA_KEY: json.dumps(head).encode()})
+    rows = database.execute(
+        "SELECT image, fingerprint, bytes, attempt, $1 AS model FROM plan ORDER BY image, fingerprint", [head["model"]]
+    ).to_arrow_reader(shard_size)
+    with pq.ParquetWriter(file, schema, **parquet_options(schema)) as writer:
+        for shard in _regroup(rows, shard_size):
+            writer.write_table(shard.cast(schema), row_group_size=shard_size)
+
+
+def _regroup(batches: pa.RecordBatchReader, size: int) -> Iterator[pa.Table]:
+    """The same rows in tables of exactly `size` rows; the last may be shorter."""
+    waiting = batches.schema.empty_table()
+    for batch in batches:
+        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
+        while waiting.num_rows >= size:
+            yield waiting.slice(0, size).combine_chunks()
+            waiting = waiting.slice(size)
+    if waiting.num_rows:
+        yield waiting.combine_chunks()
+
+
+def _count(database: duckdb.DuckDBPyConnection, name: str) -> int:
+    row = database.execute(f"SELECT count(*) FROM {name}").fetchone()
+    return int(row[0]) if row else 0

@@ -1,0 +1,175 @@
+"""The three steps of a bulk prediction: plan what is new, work through what is open, say what came of it.
+
+Each is a plain function of names and numbers, so that it can run in this process, as a Prefect task, or on another
+machine.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.errors import UsageError
+from models.records import Task
+from models.settings import PredictSettings
+from tasks import registry
+from tasks.listing import list_source
+from tasks.plan import claim
+from tasks.slot import SlotConfig
+from tasks.storage import normalise
+from tasks.table import Table
+from tasks.work import SlotProgress, SlotReport, add_seconds, cores
+from tasks.work import work as work_through
+
+# The settings that change results, by task; a table keeps them, and refuses others.
+RESULT_SETTINGS: dict[Task, tuple[str, ...]] = {
+    Task.CLASSIFY: ("top_k", "max_pixels"),
+    Task.DETECT: ("score", "max_pixels"),
+}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the plan step found and claimed."""
+
+    table: str
+    model: str  # NAME@VERSION
+    listed: int  # distinct images in the source
+    planned: int  # claimed by this run
+    skipped: int  # claimed by earlier runs
+    ignored: dict[str, int]  # files that are not listed as images, by reason
+    plan: int | None  # the number of the plan written, if any
+    open_shards: int  # of this run's plan and of earlier ones
+    open_images: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did; the keys of `predict --json`."""
+
+    table: str
+    model: str
+    listed: int
+    planned: int
+    skipped: int
+    ignored: dict[str, int]
+    rows: int  # written by this run
+    by_status: dict[str, int]
+    shards: int
+    open_shards: int  # still open; 0 when the table is complete
+    failures: list[str]
+    seconds: float
+    images_per_second: float
+    stages: dict[str, float]  # busy seconds, summed over threads
+    limit: str  # what bound the speed: storage, decoding or model
+    engine: str
+
+
+def result_settings(settings: PredictSettings, task: Task) -> dict[str, Any]:
+    """The settings that change results of this task. Raises UsageError for one that only another task knows."""
+    applying = RESULT_SETTINGS[task]
+    for name in sorted({name for names in RESULT_SETTINGS.values() for name in names} - set(applying)):
+        if getattr(settings, name) != PredictSettings.model_fields[name].default:
+            raise UsageError(f"--{name.replace('_', '-')} does not apply to models of task {task}")
+    return {name: getattr(settings, name) for name in applying}
+
+
+def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None] = lambda count: None) -> Planned:
+    """Lists the source and claims what this table does not claim yet for this model.
+
+    `on_listed` hears the number of images listed so far. Raises UsageError, StorageError.
+    """
+    store, source = normalise(store), normalise(settings.source)
+    card = registry.resolve(store, settings.model)
+    results = result_settings(settings, card.task)
+    listing = list_source(source, recursive=settings.recursive, exclude=store, report=on_listed)
+    batches = iter(listing)
+    table = Table(store, settings.table)
+    table.define(card.task, results)
+    claimed = claim(
+        table,
+        batches,
+        model=card.reference,
+        source=source,
+        settings=results,
+        limit=settings.limit,
+        shard_size=settings.shard_size,
+        retry_unreadable=settings.retry_unreadable,
+    )
+    open_shards = table.open_shards(card.reference)
+    return Planned(
+        table=settings.table,
+        model=card.reference,
+        listed=claimed.listed,
+        planned=claimed.planned,
+        skipped=claimed.listed - claimed.new,
+        ignored=dict(listing.ignored),
+        plan=claimed.number,
+        open_shards=len(open_shards),
+        open_images=sum(shard.images for shard in open_shards),
+    )
+
+
+def work(
+    store: str,
+    settings: PredictSettings,
+    planned: Planned,
+    slot: int = 0,
+    slots: int = 1,
+    on_progress: Callable[[SlotProgress], None] = lambda progress: None,
+) -> SlotReport:
+    """Computes open shards of the table as slot `slot` (from 0) of `slots`, in a child process; blocks until none is
+    left.
+
+    Raises ModelError when the model cannot be loaded; a shard that fails is in the report, and stays open.
+    """
+    config = SlotConfig(
+        store=normalise(store),
+        table=settings.table,
+        model=planned.model,
+        engine=settings.engine,
+        device=settings.device,
+        threads=max(1, cores() // slots),
+        batch_size=settings.batch_size,
+        score=settings.score,
+        top_k=settings.top_k,
+        max_pixels=settings.max_pixels,
+        remote_source="://" in normalise(settings.source),
+    )
+    return work_through(config.store, config, planned.open_images, slot, slots, on_progress)
+
+
+def summarise(
+    store: str, settings: PredictSettings, planned: Planned, reports: Sequence[SlotReport], seconds: float
+) -> Summary:
+    """Adds up the slots' reports; whether the run succeeded is decided by what is open now, not by what they say."""
+    rows = sum(report.rows for report in reports)
+    stages = add_seconds(report.stages for report in reports)
+    still_open = Table(normalise(store), settings.table).open_shards(planned.model)
+    return Summary(
+        table=planned.table,
+        model=planned.model,
+        listed=planned.listed,
+        planned=planned.planned,
+        skipped=planned.skipped,
+        ignored=planned.ignored,
+        rows=rows,
+        by_status=dict(sum((report.by_status for report in reports), Counter())),
+        shards=sum(report.shards for report in reports),
+        open_shards=len(still_open),
+        failures=[line for report in reports for line in report.failed_shards],
+        seconds=round(seconds, 3),
+        images_per_second=round(rows / seconds, 2) if seconds else 0.0,
+        stages={stage: round(busy, 3) for stage, busy in sorted(stages.items())},
+        limit=bottleneck(stages),
+        engine=next((report.engine for report in reports if report.engine), ""),
+    )
+
+
+def bottleneck(stages: Mapping[str, float]) -> str:
+    """What the cores spent most of their time on: waiting for storage, decoding, or the model."""
+    spent = {
+        name: stages.get(stage, 0.0)
+        for name, stage in (("storage", "wait"), ("decoding", "decode"), ("model", "infer"))
+    }
+    return max(spent, key=lambda name: spent[name]) if any(spent.values()) else "nothing"
