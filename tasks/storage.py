@@ -23,6 +23,7 @@ SUPPORTED = "a local path, file:///path or s3://bucket/prefix"
 # Files under such names are being written; they are no part of a store until they are linked to their final name.
 TEMPORARY_PREFIX = ".pixelmill-"
 
+_BLOCK_BYTES = 1 << 20
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _Result = TypeVar("_Result")
 
@@ -78,6 +79,14 @@ def join(uri: str, *names: str) -> str:
     if uri.startswith("s3://"):
         return "/".join((uri.rstrip("/"), *names))
     return local_uri(os.path.join(local_path(uri), *names))
+
+
+def same_content(ours: BinaryIO, theirs: BinaryIO) -> bool:
+    """Whether two open files hold the same bytes; neither is held in memory as a whole."""
+    while block := ours.read(_BLOCK_BYTES):
+        if theirs.read(len(block)) != block:
+            return False
+    return not theirs.read(1)
 
 
 class FileState(NamedTuple):

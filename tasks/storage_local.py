@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from models.errors import Rejected, StorageError, TransientError
 from models.records import ListedImage, Status
-from tasks.storage import TEMPORARY_PREFIX, FileState, Ignore, Storage, local_path, local_uri
+from tasks.storage import TEMPORARY_PREFIX, FileState, Ignore, Storage, local_path, local_uri, same_content
 
 logger = logging.getLogger("pixelmill.storage")
 
@@ -21,7 +21,6 @@ _READ_ONLY = os.O_RDONLY | os.O_CLOEXEC
 # A FIFO must not block the reader, and a link must not lead it out of the source.
 _READ_IMAGE = _READ_ONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_COMPARE_BYTES = 1 << 20
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _ABSENT = (FileNotFoundError, NotADirectoryError)
@@ -100,15 +99,12 @@ class LocalStorage(Storage):
 
         def copy(file: BinaryIO) -> None:
             with path.open("rb") as source:
-                shutil.copyfileobj(source, file, _COMPARE_BYTES)
+                shutil.copyfileobj(source, file)
 
         def same() -> bool:
             try:
                 with path.open("rb") as ours, open(target, "rb") as theirs:
-                    while block := ours.read(_COMPARE_BYTES):
-                        if theirs.read(len(block)) != block:
-                            return False
-                    return not theirs.read(1)
+                    return self.perform("compare", same_content, ours, theirs)
             except OSError as error:
                 raise _failure("read", target, error) from None
 
@@ -252,21 +248,19 @@ class LocalStorage(Storage):
     def walk(
         self, uri: str, *, recursive: bool, ignore: Ignore, ignored: dict[str, int], exclude: str | None = None
     ) -> Iterator[FileState]:
-        excluded = self._identity(exclude) if exclude is not None else None
+        excluded = self._identity(exclude) if exclude else None
         # A stack of paths, not of open folders: depth costs neither descriptors nor Python's recursion.
         folders = [local_path(uri)]
         while folders:
             folder = folders.pop()
             try:
-                if excluded is not None and self._identity(local_uri(folder)) == excluded:
-                    continue
                 with self.perform("scan", os.scandir, folder) as entries:
                     for entry in entries:
                         is_folder = entry.is_dir(follow_symlinks=False)
                         if reason := ignore(entry.name, is_folder):
                             ignored[reason] = ignored.get(reason, 0) + 1
                         elif is_folder:
-                            if recursive:
+                            if recursive and not self._is(entry, excluded):
                                 folders.append(entry.path)
                         elif entry.is_file(follow_symlinks=False):
                             try:
@@ -285,9 +279,15 @@ class LocalStorage(Storage):
 
     @staticmethod
     def _identity(uri: str) -> tuple[int, int] | None:
-        """Device and inode: the same folder may have several paths."""
+        """Device and inode, because one folder may have several paths; None when it is not there."""
         try:
             status = os.stat(local_path(uri))
         except OSError:
             return None
         return status.st_dev, status.st_ino
+
+    def _is(self, entry: os.DirEntry[str], identity: tuple[int, int] | None) -> bool:
+        # The inode comes with the entry; only where it agrees is another call needed.
+        return (
+            identity is not None and entry.inode() == identity[1] and self._identity(local_uri(entry.path)) == identity
+        )
