@@ -7,6 +7,7 @@ fatal). When stdin ends without `stop`, the supervisor has died, and the slot en
 stays open.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from models.settings import Device
@@ -80,12 +81,15 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
     events = Events(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # nothing that a library prints may fall between the events
-    config = SlotConfig(**json.loads(sys.stdin.readline()))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from models.errors import PixelmillError
 
+    _import_ahead()
+    first = sys.stdin.readline()
+    if not first:
+        return SUPERVISOR_DIED
     try:
-        run(config, events, sys.stdin)
+        run(SlotConfig(**json.loads(first)), events, sys.stdin)
     except PixelmillError as error:
         events.send("fatal", reason=str(error))
         return 1
@@ -93,6 +97,12 @@ def main() -> int:
         events.send("fatal", reason=f"{type(error).__name__}: {error}")
         raise
     return 0
+
+
+def _import_ahead() -> None:
+    """What `run` imports and its first images need, while the supervisor is still planning."""
+    for name in ("onnxruntime", "tasks.pipeline", "tasks.registry", "tasks.isolation", "models.imaging.prepare"):
+        importlib.import_module(name)
 
 
 def run(config: SlotConfig, events: Events, commands: TextIO) -> None:
@@ -183,11 +193,6 @@ def _report_progress(tally: Any, events: Events, finished: threading.Event) -> N
             last = now
         if ended:
             return
-
-
-def start_message(config: SlotConfig) -> str:
-    """The first line for a slot's stdin."""
-    return json.dumps(asdict(config)) + "\n"
 
 
 if __name__ == "__main__":

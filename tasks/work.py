@@ -16,12 +16,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from models.errors import ModelError, PixelmillError
-from tasks.slot import SlotConfig, start_message
+from tasks.slot import SlotConfig
 from tasks.table import Shard, Table
 
 log = logging.getLogger("pixelmill")
@@ -161,7 +161,8 @@ class ShardQueue:
 class SlotProcess:
     """The child process of a slot, and the shards it has in hand."""
 
-    def __init__(self, config: SlotConfig):
+    def __init__(self) -> None:
+        """Starts it; it imports what it will need, and waits to be configured."""
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self.in_hand: list[Shard] = []
@@ -178,7 +179,10 @@ class SlotProcess:
         )
         self._receiver = threading.Thread(target=self._receive, daemon=True)
         self._receiver.start()
-        self._send_line(start_message(config))
+
+    def configure(self, config: SlotConfig) -> None:
+        """Makes it load its model; then it takes shards."""
+        self._send_line(json.dumps(asdict(config)) + "\n")
 
     def _receive(self) -> None:
         assert self._process.stdout is not None
@@ -216,6 +220,25 @@ class SlotProcess:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
         return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+_warm: list[SlotProcess] = []
+
+
+def warm_up(slots: int) -> None:
+    """Starts processes for so many slots, so that their imports overlap with the listing. Undone by `cool_down`."""
+    _warm.extend(SlotProcess() for _ in range(slots))
+
+
+def cool_down() -> None:
+    """Ends the processes that no slot has taken."""
+    while _warm:
+        _warm.pop().end()
+
+
+def _warm_process() -> SlotProcess | None:
+    with _taken_lock:
+        return _warm.pop() if _warm else None
 
 
 class Supervisor:
@@ -269,7 +292,8 @@ class Supervisor:
         first = next_shard()
         if first is None and not is_pausing():
             return False
-        process = SlotProcess(config)
+        process = _warm_process() or SlotProcess()
+        process.configure(config)
         last_event = time.monotonic()
         finishing = False
         try:
