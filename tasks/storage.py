@@ -37,14 +37,14 @@ def normalise(uri: str, *, folder: str | None = None) -> str:
     if "\0" in uri or not uri:
         raise UsageError(f"expected {SUPPORTED}, got {uri!r}")
     scheme = _SCHEME.match(uri)
+    if scheme is None and folder is not None and not uri.startswith("/"):
+        return normalise(_below(folder, uri))
     if scheme is None:
-        if folder is not None and not uri.startswith("/"):
-            return normalise(join(folder, uri))
         return local_uri(os.path.abspath(uri if folder is not None else os.path.expanduser(uri)))
     if scheme.group() == "s3://":
         bucket, key = split_s3(uri)
-        if not bucket:
-            raise UsageError(f"expected s3://bucket/prefix, got {uri!r}: the bucket is missing")
+        if not bucket or local_uri(uri) != uri:
+            raise UsageError(f"expected s3://bucket/prefix in UTF-8, got {uri!r}")
         return f"s3://{bucket}/{key}".rstrip("/")
     if scheme.group() == "file://":
         path = local_path("file://" + uri.removeprefix("file://").removeprefix("localhost"))
@@ -52,6 +52,20 @@ def normalise(uri: str, *, folder: str | None = None) -> str:
             return local_uri(os.path.abspath(path))
         raise UsageError(f"expected file:///path, got {uri!r}: another host's files cannot be read")
     raise UsageError(f"expected {SUPPORTED}, got {uri!r}: {scheme.group()} is not supported")
+
+
+def _below(folder: str, relative: str) -> str:
+    """A relative path resolved against a folder. Keys know no "." and "..", so on S3 they are resolved here."""
+    if not folder.startswith("s3://"):
+        return join(folder, relative)
+    bucket, key = split_s3(folder)
+    parts = key.split("/") if key else []
+    for part in relative.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part != ".":
+            parts.append(part)
+    return join(f"s3://{bucket}", *parts)
 
 
 def local_uri(path: str) -> str:

@@ -82,7 +82,7 @@ _ADVICE = {
 class _Refused(StorageError):
     """The server's final answer to one request."""
 
-    def __init__(self, message: str, code: str, status: int):
+    def __init__(self, message: str, code: str = "", status: int = 0):  # defaults, so that it can be unpickled
         super().__init__(message)
         self.code = code
         self.status = status
