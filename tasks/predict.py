@@ -59,6 +59,7 @@ class Summary:
     open_shards: int  # still open; 0 when the table is complete
     failures: list[str]
     seconds: float
+    working_seconds: float  # of these, from the loaded model to the last part
     images_per_second: float
     stages: dict[str, float]  # busy seconds, summed over threads
     limit: str  # what bound the speed: storage, decoding or model
@@ -159,6 +160,7 @@ def summarise(
         open_shards=len(still_open),
         failures=[line for report in reports for line in report.failed_shards],
         seconds=round(seconds, 3),
+        working_seconds=round(max((report.working_seconds for report in reports), default=0.0), 3),
         images_per_second=round(rows / seconds, 2) if seconds else 0.0,
         stages={stage: round(busy, 3) for stage, busy in sorted(stages.items())},
         limit=bottleneck(stages),

@@ -65,6 +65,7 @@ class SlotReport:
     stages: dict[str, float] = field(default_factory=dict)
     failed_shards: list[str] = field(default_factory=list)  # one line each
     seconds: float = 0.0
+    working_seconds: float = 0.0  # of these, from the loaded model to the last part
     engine: str = ""
 
 
@@ -349,6 +350,7 @@ class Supervisor:
             self._report.shards += 1
             self._report.rows += shard.images
             self._report.by_status.update(event["statistics"]["by_status"])
+            self._report.working_seconds = time.monotonic() - (self._busy_since or time.monotonic())
         elif kind == "failed" and shard:
             process.in_hand.remove(shard)
             self._fail(shard, event["reason"])
