@@ -8,6 +8,7 @@ file, so that memory stays flat.
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,7 +49,8 @@ def claim(
 ) -> Claim:
     """Claims the images of `listing` that no plan of this table claims yet for this model, and writes the plan.
 
-    `listing` holds batches of LISTING_SCHEMA and is read once. Raises StorageError when the plan cannot be written.
+    `listing` holds batches of LISTING_SCHEMA and is read once; what it raises is passed on. Raises StorageError when
+    plans cannot be read or written.
     """
     with tempfile.TemporaryDirectory(prefix="pixelmill-plan-") as scratch:
         database = duckdb.connect(Path(scratch) / "plan.duckdb", config={"memory_limit": MEMORY_LIMIT})
@@ -86,10 +88,39 @@ def default_shard_size(num_images: int) -> int:
     return min(4096, max(1024, num_images // 1024))
 
 
+@contextmanager
+def stream(
+    database: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+) -> Iterator[None]:
+    """Makes `batches` a table of the database that can be read once. What they raise is raised here as it was: DuckDB
+    itself would wrap it, a Ctrl-C included, in an error of its own."""
+    raised: list[BaseException] = []
+
+    def watched() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    database.register(name, pa.RecordBatchReader.from_batches(schema, watched()))
+    try:
+        yield
+    except duckdb.Error:
+        if raised:
+            raise raised[0] from None
+        raise
+    finally:
+        database.unregister(name)
+
+
 def _load_listing(database: duckdb.DuckDBPyConnection, listing: Iterator[pa.RecordBatch]) -> int:
-    database.register("batches", pa.RecordBatchReader.from_batches(LISTING_SCHEMA, listing))
-    database.execute("CREATE TABLE listing AS SELECT image, fingerprint, max(bytes) AS bytes FROM batches GROUP BY ALL")
-    database.unregister("batches")
+    with stream(database, "batches", LISTING_SCHEMA, listing):
+        database.execute(
+            "CREATE TABLE listing AS SELECT image, fingerprint, max(bytes) AS bytes FROM batches GROUP BY ALL"
+        )
     return _count(database, "listing")
 
 
@@ -100,15 +131,16 @@ def _subtract(
     numbers = [head.number for head in table.heads(model)]
     columns = ["image", "fingerprint", "attempt"]
     schema = pa.schema([PLAN_SCHEMA.field(name) for name in columns])
-    database.register("claims", pa.RecordBatchReader.from_batches(schema, table.plan_batches(numbers, columns)))
-    if retry_unreadable:  # the claims are needed twice, a stream is read once
-        database.execute("CREATE OR REPLACE TEMP TABLE all_claims AS FROM claims")
-        database.register("claims", database.table("all_claims"))
-    database.execute(
-        "CREATE OR REPLACE TABLE plan AS "
-        "SELECT image, fingerprint, bytes, 1::INTEGER AS attempt FROM listing "
-        "ANTI JOIN claims USING (image, fingerprint)"
-    )
+    with stream(database, "claims", schema, table.plan_batches(numbers, columns)):
+        source = "claims"
+        if retry_unreadable:  # the claims are needed twice, a stream is read once
+            database.execute("CREATE OR REPLACE TEMP TABLE all_claims AS FROM claims")
+            source = "all_claims"
+        database.execute(
+            "CREATE OR REPLACE TABLE plan AS "
+            "SELECT image, fingerprint, bytes, 1::INTEGER AS attempt FROM listing "
+            f"ANTI JOIN {source} USING (image, fingerprint)"
+        )
     new = _count(database, "plan")
     if retry_unreadable:
         _add_retries(database, table, model)
@@ -132,7 +164,8 @@ def _add_retries(database: duckdb.DuckDBPyConnection, table: Table, model: str) 
         )
     database.execute(
         "INSERT INTO plan SELECT image, fingerprint, bytes, attempt + 1 FROM listing "
-        "JOIN (SELECT image, fingerprint, max(attempt) AS attempt FROM claims GROUP BY ALL) USING (image, fingerprint) "
+        "JOIN (SELECT image, fingerprint, max(attempt) AS attempt FROM all_claims GROUP BY ALL) "
+        "USING (image, fingerprint) "
         "SEMI JOIN unread USING (image, fingerprint, attempt)"
     )
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -174,11 +175,15 @@ class Table:
         data = write_parquet(rows.replace_schema_metadata(metadata))
         return self.storage.put_if_absent(self.part_uri(model, shard), data)
 
-    def _parquet(self, uri: str) -> pq.ParquetFile:
+    @contextmanager
+    def _parquet(self, uri: str) -> Iterator[pq.ParquetFile]:
         try:
-            return pq.ParquetFile(self.storage.open(uri), page_checksum_verification=True)
-        except pa.ArrowInvalid as error:
-            raise StorageError(f"{uri} is damaged: {error}") from error
+            with self.storage.open(uri) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+                yield file
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError) as error:  # Arrow raises OSError itself for a wrong checksum
+            raise StorageError(f"{uri} is damaged: {' '.join(str(error).split())}") from error
 
 
 # Floats split by byte are 41 % smaller and written twice as fast; sorted names share their prefixes.

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from models.errors import StorageError
 from models.records import PLAN_SCHEMA, Status, part_schema
+from tasks.plan import stream
 from tasks.storage import join, normalise
 from tasks.table import METADATA_KEY, PlanHead, Table
 
@@ -55,17 +56,15 @@ def verify(store: str, name: str) -> Verification:
 def _check_claims(table: Table, heads: list[PlanHead], result: Verification) -> None:
     """No two plans claim the same attempt at the same version of an image."""
     numbers = [head.number for head in heads]
-    claims = pa.RecordBatchReader.from_batches(
-        pa.schema([PLAN_SCHEMA.field(name) for name in CLAIM]), table.plan_batches(numbers, list(CLAIM))
-    )
+    schema = pa.schema([PLAN_SCHEMA.field(name) for name in CLAIM])
     with tempfile.TemporaryDirectory(prefix="pixelmill-verify-") as scratch:
         database = duckdb.connect(Path(scratch) / "claims.duckdb", config={"memory_limit": "1GB"})
-        database.register("claims", claims)
         try:
-            doubled = database.execute(
-                "SELECT image, count(*) FROM claims GROUP BY image, fingerprint, attempt "
-                "HAVING count(*) > 1 ORDER BY image"
-            ).fetchmany(_MOST_EXAMPLES)
+            with stream(database, "claims", schema, table.plan_batches(numbers, list(CLAIM))):
+                doubled = database.execute(
+                    "SELECT image, count(*) FROM claims GROUP BY image, fingerprint, attempt "
+                    "HAVING count(*) > 1 ORDER BY image"
+                ).fetchmany(_MOST_EXAMPLES)
         except (duckdb.Error, StorageError) as error:
             result.problems.append(f"plans of {heads[0].model if heads else table.name} cannot be read: {error}")
             return
