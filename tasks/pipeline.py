@@ -189,7 +189,7 @@ class Pipeline:
             self._listener.started(shard)
             try:
                 rows = ShardRows(shard, self.table.shard_rows(shard))
-            except StorageError as error:
+            except (StorageError, FileNotFoundError) as error:
                 self._room_for_shards.release()
                 self._listener.failed(shard, str(error))
                 continue
@@ -224,9 +224,10 @@ class Pipeline:
             self._misses = 0
             self._settle(rows, index, Outcome(rejection.status, rejection.reason))
             return None
-        except TransientError as error:
+        except StorageError as error:
             self._misses += 1
-            if self._misses >= OUTAGE_AFTER or self._is_away(storage, image):
+            lasting = not isinstance(error, TransientError)  # credentials, say: they concern more than this image
+            if lasting or self._misses >= OUTAGE_AFTER or self._is_away(storage, image):
                 rows.fail(f"the storage of {image.image} does not answer: {error}")
                 self._drop(rows)
             else:
