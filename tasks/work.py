@@ -5,23 +5,20 @@ hand are computed once more with every image isolated, so that one poisonous ima
 silent is ended like a dead one.
 """
 
-import contextlib
-import json
 import logging
 import os
 import queue
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from models.errors import ModelError, PixelmillError
+from tasks.shard_queue import ShardQueue
 from tasks.slot import SlotConfig
+from tasks.slot_process import SlotProcess, cool_down, take_warm
 from tasks.table import Shard, Table
 
 log = logging.getLogger("pixelmill")
@@ -29,11 +26,8 @@ log = logging.getLogger("pixelmill")
 SHARDS_AHEAD = 2  # given to a slot at once: one to compute, one to read ahead
 PAUSES_S = (2.0, 10.0)  # before a failed shard is tried again
 SILENCE_S = 600.0  # a slot that reports nothing for so long is ended
+STRIKES = 2  # shards given up in a row, after which the slot does not try the rest
 STARTS = 2  # times that a process may die before it has loaded the model
-
-_taken: set[tuple[str, str, str, Shard]] = set()  # shards in hand of any slot of this process
-_taken_lock = threading.Lock()
-_stop = threading.Event()
 
 
 class Stopped(PixelmillError):
@@ -78,11 +72,6 @@ def add_seconds(stages: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return total
 
 
-def stop() -> None:
-    """Makes every slot of this process end soon; their uncommitted shards stay open."""
-    _stop.set()
-
-
 def cores() -> int:
     """The cores this process may use: its affinity, less a container's quota."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -91,155 +80,6 @@ def cores() -> int:
         return max(1, min(available, int(quota) // int(period)))
     except (OSError, ValueError):  # no cgroup v2, or no quota ("max")
         return available
-
-
-class ShardQueue:
-    """The open shards in the order of one slot: its own share first, then, from the far end, what others have not
-    reached."""
-
-    def __init__(self, table: Table, model: str, slot: int, slots: int):
-        """`slot` counts from 0."""
-        self._table = table
-        self._model = model
-        self._slot = slot
-        self._slots = slots
-        self._order = self._open()
-        self._not_before: dict[Shard, float] = {}
-        self._given_up: set[Shard] = set()
-
-    def _open(self) -> list[Shard]:
-        shards = sorted(self._table.open_shards(self._model))
-        start = self._slot * len(shards) // self._slots
-        end = (self._slot + 1) * len(shards) // self._slots
-        return shards[start:end] + (shards[end:] + shards[:start])[::-1]
-
-    def _key(self, shard: Shard) -> tuple[str, str, str, Shard]:
-        return (self._table.store, self._table.name, self._model, shard)
-
-    def take(self) -> Shard | None:
-        """The next shard to compute; None when there is none to take now."""
-        for shard in list(self._order):
-            if time.monotonic() < self._not_before.get(shard, 0) or not self._reserve(shard):
-                continue
-            self._order.remove(shard)
-            if not self._table.storage.exists(self._table.part_uri(self._model, shard)):
-                return shard
-            self.done(shard)
-        return None
-
-    def _reserve(self, shard: Shard) -> bool:
-        """False while another slot of this process has the shard in hand."""
-        with _taken_lock:
-            free = self._key(shard) not in _taken
-            _taken.add(self._key(shard))
-        return free
-
-    def done(self, shard: Shard) -> None:
-        """The shard is committed, by whomever."""
-        with _taken_lock:
-            _taken.discard(self._key(shard))
-
-    def put_back(self, shard: Shard, pause_s: float = 0.0) -> None:
-        """The shard is open again; any slot may take it, this one only after a pause."""
-        self._not_before[shard] = time.monotonic() + pause_s
-        self._order.append(shard)
-        self.done(shard)
-
-    def give_up(self, shard: Shard) -> None:
-        """The shard stays open, and this slot does not try it again."""
-        self._given_up.add(shard)
-        self.done(shard)
-
-    def refill(self) -> None:
-        """Looks again at what is open: shards of slots that died, and of other runs."""
-        self._order = [shard for shard in self._open() if shard not in self._given_up]
-
-    def is_pausing(self) -> bool:
-        """Whether a shard that was put back is still to be tried."""
-        return any(shard in self._not_before for shard in self._order)
-
-
-class SlotProcess:
-    """The child process of a slot, and the shards it has in hand."""
-
-    def __init__(self) -> None:
-        """Starts it; it imports what it will need, and waits to be configured."""
-        root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        self.in_hand: list[Shard] = []
-        self.is_ready = False
-        self.predicting: tuple[Shard, int] | None = None  # the image that an isolated process works on
-        self.progress: dict[str, Any] = {"images": 0, "by_status": {}, "stages": {}}
-        self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.slot"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path},
-        )
-        self._receiver = threading.Thread(target=self._receive, daemon=True)
-        self._receiver.start()
-
-    def configure(self, config: SlotConfig) -> None:
-        """Makes it load its model; then it takes shards."""
-        self._send_line(json.dumps(asdict(config)) + "\n")
-
-    def _receive(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._events.put(json.loads(line))
-        self._events.put(None)
-
-    def _send_line(self, line: str) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died; the end of its events says so
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-
-    def give(self, shard: Shard, poison: dict[int, str] | None = None) -> None:
-        """Hands out one more shard."""
-        self.in_hand.append(shard)
-        key = [shard.plan, shard.index, shard.images]
-        self._send_line(json.dumps({"shard": key, "poison": poison or {}}) + "\n")
-
-    def finish(self) -> None:
-        """No more shards will come."""
-        self._send_line(json.dumps({"stop": True}) + "\n")
-
-    def event(self, timeout_s: float) -> dict[str, Any] | None:
-        """The next event; None when the process has ended. Raises queue.Empty when nothing came in time."""
-        return self._events.get(timeout=timeout_s)
-
-    def end(self) -> str:
-        """Kills the process if it still runs, and says how it ended."""
-        self._process.kill()
-        code = self._process.wait()
-        self._receiver.join()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-_warm: list[SlotProcess] = []
-
-
-def warm_up(slots: int) -> None:
-    """Starts processes for so many slots, so that their imports overlap with the listing. Undone by `cool_down`."""
-    _warm.extend(SlotProcess() for _ in range(slots))
-
-
-def cool_down() -> None:
-    """Ends the processes that no slot has taken."""
-    while _warm:
-        _warm.pop().end()
-
-
-def _warm_process() -> SlotProcess | None:
-    with _taken_lock:
-        return _warm.pop() if _warm else None
 
 
 class Supervisor:
@@ -262,8 +102,15 @@ class Supervisor:
         self._suspects: list[Shard] = []  # in hand when a process died
         self._poison: dict[Shard, dict[int, str]] = {}
         self._false_starts = 0
+        self._strikes = 0  # shards given up since the last commit
+        self._is_giving_up = False
+        self._is_stopped = False
         self._base = SlotProgress(report.slot, 0, total, 0.0, {}, {})  # what earlier processes of this slot did
         self._busy_since: float | None = None
+
+    def stop(self) -> None:
+        """Ends `run` soon, from another thread; it raises Stopped."""
+        self._is_stopped = True
 
     def run(self) -> None:
         """Works until nothing is left to take. Raises ModelError when the model cannot be loaded at all."""
@@ -271,29 +118,29 @@ class Supervisor:
         while True:
             while self._run_process(self._config, self._next_shard, self._shards.is_pausing):
                 pass
-            if not self._suspects:
+            if not self._suspects or self._is_giving_up:
                 return
-            while self._suspects:
+            while self._suspects and not self._is_giving_up:
                 self._run_process(isolated, self._next_suspect, lambda: False)
 
-    def _next_shard(self) -> Shard | None:
+    def _next_shard(self, is_idle: bool) -> Shard | None:
         shard = self._shards.take()
-        if shard is None:
+        if shard is None and is_idle:
             self._shards.refill()
             shard = self._shards.take()
         return shard
 
-    def _next_suspect(self) -> Shard | None:
+    def _next_suspect(self, is_idle: bool) -> Shard | None:
         return self._suspects.pop(0) if self._suspects else None
 
     def _run_process(
-        self, config: SlotConfig, next_shard: Callable[[], Shard | None], is_pausing: Callable[[], bool]
+        self, config: SlotConfig, next_shard: Callable[[bool], Shard | None], is_pausing: Callable[[], bool]
     ) -> bool:
         """One process from start to end; False when it ended because nothing was left for it to take."""
-        first = next_shard()
-        if first is None and not is_pausing():
+        first = None if self._is_giving_up else next_shard(True)
+        if first is None and (self._is_giving_up or not is_pausing()):
             return False
-        process = _warm_process() or SlotProcess()
+        process = take_warm()
         process.configure(config)
         last_event = time.monotonic()
         finishing = False
@@ -301,10 +148,12 @@ class Supervisor:
             if first is not None:
                 process.give(first, self._poison.get(first))
             while True:
-                if _stop.is_set():
+                if self._is_giving_up:
+                    return False
+                if self._is_stopped:
                     raise Stopped("stopped; run the same command again to go on")
                 while not finishing and len(process.in_hand) < (1 if config.isolated else SHARDS_AHEAD):
-                    shard = next_shard()
+                    shard = next_shard(not process.in_hand)
                     if shard is not None:
                         process.give(shard, self._poison.get(shard))
                         continue
@@ -347,6 +196,7 @@ class Supervisor:
         elif kind == "committed" and shard:
             process.in_hand.remove(shard)
             self._shards.done(shard)
+            self._strikes = 0
             self._report.shards += 1
             self._report.rows += shard.images
             self._report.by_status.update(event["statistics"]["by_status"])
@@ -368,6 +218,10 @@ class Supervisor:
             log.warning("shard %s stays open: %s", shard, reason)
             self._report.failed_shards.append(f"shard {shard}: {reason}")
             self._shards.give_up(shard)
+            self._strikes += 1
+            if self._strikes >= STRIKES:
+                self._report.failed_shards.append("the storage seems to be away: the other open shards were not tried")
+                self._is_giving_up = True
 
     def _bury(self, process: SlotProcess, reason: str | None) -> None:
         """After a process died: what it had in hand is suspect."""
@@ -412,6 +266,16 @@ class Supervisor:
         self._report.stages = self._base.stages
 
 
+_at_work: set[Supervisor] = set()
+
+
+def stop() -> None:
+    """Makes every slot of this process end soon; their uncommitted shards stay open."""
+    for supervisor in list(_at_work):
+        supervisor.stop()
+    cool_down()
+
+
 def work(
     store: str, config: SlotConfig, total: int, slot: int, slots: int, on_progress: Callable[[SlotProgress], None]
 ) -> SlotReport:
@@ -423,6 +287,11 @@ def work(
     start = time.monotonic()
     report = SlotReport(slot)
     shards = ShardQueue(Table(store, config.table), config.model, slot, slots)
-    Supervisor(shards, config, report, on_progress, total).run()
+    supervisor = Supervisor(shards, config, report, on_progress, total)
+    _at_work.add(supervisor)
+    try:
+        supervisor.run()
+    finally:
+        _at_work.discard(supervisor)
     report.seconds = time.monotonic() - start
     return report
