@@ -32,7 +32,7 @@ def export_onnx(graph: "nn.Module", card: Card, path: Path, example: NDArray[np.
     """
     import torch
 
-    from models.runtime.translations import custom_translations
+    from models.runtime.detection_ops import translations
 
     if len(example) < 2:
         raise ValueError("the example needs two images or more: torch fixes a batch of one")
@@ -48,7 +48,7 @@ def export_onnx(graph: "nn.Module", card: Card, path: Path, example: NDArray[np.
                 input_names=["images"],
                 output_names=names,
                 dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
-                custom_translation_table=custom_translations(),
+                custom_translation_table=translations(),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:

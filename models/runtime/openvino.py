@@ -15,7 +15,7 @@ def why_not(card: Card) -> str | None:
     """Why `--engine auto` leaves OpenVINO alone for this model on this machine; None when it takes it."""
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed"
-    precision = cpu_precision()
+    precision = cpu_precisions()[-1]
     record = card.parity.get(f"openvino_{precision}")
     if record is None:
         return f"the card has no parity record for OpenVINO {precision}"
@@ -24,11 +24,13 @@ def why_not(card: Card) -> str | None:
     return None
 
 
-def cpu_precision() -> str:
-    """`bf16` where the CPU computes it natively, else `fp32`."""
+def cpu_precisions() -> list[str]:
+    """What the package, if installed, computes natively on this CPU, slowest first: `fp32`, then perhaps `bf16`."""
+    if importlib.util.find_spec("openvino") is None:
+        return []
     from openvino import Core
 
-    return "bf16" if "BF16" in Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
+    return ["fp32", "bf16"] if "BF16" in Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ["fp32"]
 
 
 class OpenVinoEngine:
@@ -46,7 +48,7 @@ class OpenVinoEngine:
         from openvino import Core
 
         if precision is None:
-            precision = cpu_precision()
+            precision = cpu_precisions()[-1]
             if not card.parity.get(f"openvino_{precision}", {}).get("agrees", False):
                 precision = "fp32"
         options = {

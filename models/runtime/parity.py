@@ -1,0 +1,219 @@
+"""The gate before publishing: the exported graph gives what PyTorch gives, on real images, alone and in any batch.
+
+A new task is one more entry in `COMPARISONS`.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.card import Card
+from models.errors import ModelError, ParityError
+from models.records import Task
+from models.runtime import openvino
+from models.runtime.engine import Engine, OnnxRuntimeEngine
+from models.runtime.results import Outputs
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MIN_IMAGES = 5
+_ODD_BATCH = 3
+
+# Log-probabilities are compared down to here; below, rounding is all there is.
+_SMALLEST_PROBABILITY = 1e-6
+# A changed best label counts where PyTorch preferred it to the second by more than this.
+_CLEAR_MARGIN = 0.01
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the outputs of one task are compared, and how far they may differ, by the precision of the engine."""
+
+    # (expected, actual, tolerance, card) → how many findings were compared, and the largest differences by name
+    differences: Callable[[Outputs, Outputs, Mapping[str, float], Card], tuple[int, dict[str, float]]]
+    tolerance: dict[str, dict[str, float]]
+
+
+def compare_probabilities(
+    expected: Outputs, actual: Outputs, tolerance: Mapping[str, float], card: Card
+) -> tuple[int, dict[str, float]]:
+    """`top_label` is the share of images whose best label changed although it was clear."""
+    want, got = expected["probabilities"], actual["probabilities"]  # [batch, classes]
+    shown = want > _SMALLEST_PROBABILITY
+    logs = np.abs(np.log(np.where(shown, want, 1)) - np.log(np.where(shown, np.maximum(got, 1e-30), 1)))
+    best_two = np.sort(want, axis=1)[:, -2:]
+    clear = (best_two[:, -1] - best_two[:, 0] > _CLEAR_MARGIN) | (want.shape[1] == 1)
+    changed = clear & (want.argmax(axis=1) != got.argmax(axis=1))
+    return len(want), {
+        "probabilities": float(np.abs(want - got).max()),
+        "log_probabilities": float(logs.max()),
+        "top_label": float(changed.mean()),
+    }
+
+
+def compare_detections(
+    expected: Outputs, actual: Outputs, tolerance: Mapping[str, float], card: Card
+) -> tuple[int, dict[str, float]]:
+    """As sets: equal scores come in any order. `unmatched` is the share of boxes without a counterpart.
+
+    A box may lack one if its score is, within the tolerance, the lowest that is reported.
+    """
+    compared, unmatched = 0, 0
+    largest = {"scores": 0.0, "boxes_xyxy": 0.0}
+    for image in np.union1d(expected["batch_index"], actual["batch_index"]):
+        want, got = _of_image(expected, image), _of_image(actual, image)
+        left = list(range(len(got["scores"])))
+        compared += len(want["scores"])
+        missing = []  # scores of boxes without a counterpart, of either side
+        for label, score, box in zip(want["labels"], want["scores"], want["boxes_xyxy"], strict=True):
+            near = [
+                (float(np.abs(got["boxes_xyxy"][k] - box).max()), k)
+                for k in left
+                if got["labels"][k] == label and abs(got["scores"][k] - score) <= tolerance["scores"]
+            ]
+            distance, k = min(near, default=(math.inf, -1))
+            if distance > tolerance["boxes_xyxy"]:
+                missing.append(score)
+                continue
+            left.remove(k)
+            largest["boxes_xyxy"] = max(largest["boxes_xyxy"], distance)
+            largest["scores"] = max(largest["scores"], float(abs(got["scores"][k] - score)))
+        missing += [got["scores"][k] for k in left]
+        lowest = card.score_floor
+        if len(want["scores"]) == len(got["scores"]) > 0:  # both may be full: then the cut is at the last score
+            lowest = max(want["scores"].min(), got["scores"].min())
+        unmatched += sum(1 for score in missing if not score <= lowest + tolerance["scores"])
+    return compared, {**largest, "unmatched": unmatched / max(compared, 1)}
+
+
+COMPARISONS: dict[Task, Comparison] = {
+    Task.CLASSIFY: Comparison(
+        compare_probabilities,
+        {
+            "fp32": {"probabilities": 1e-4, "log_probabilities": 0.01, "top_label": 0.0},
+            "bf16": {"probabilities": 0.05, "log_probabilities": 1.0, "top_label": 0.0},
+        },
+    ),
+    Task.DETECT: Comparison(
+        compare_detections,
+        {
+            "fp32": {"scores": 1e-3, "boxes_xyxy": 0.1, "unmatched": 0.01},
+            "bf16": {"scores": 0.05, "boxes_xyxy": 4.0, "unmatched": 0.05},
+        },
+    ),
+}
+
+
+def check_parity(
+    network: "nn.Module",
+    family: ModuleType,
+    card: Card,
+    onnx_path: Path,
+    images: NDArray[np.uint8],  # [n, height, width, 3], prepared by the card's rule; at least MIN_IMAGES
+) -> dict[str, Any]:
+    """Compares the ONNX file with the family's reference at batch 1, 3 and n; returns the record for the card.
+
+    Raises ParityError beyond the tolerance, or where there was nothing to compare. OpenVINO is only recorded.
+    """
+    if len(images) < MIN_IMAGES:
+        raise ValueError(f"parity needs {MIN_IMAGES} images, got {len(images)}")
+    record = _compare_with_torch(network, family, card, onnx_path, images)
+    if record["compared"] == 0:
+        # The model finds nothing in these images: lower its floor, in a twin that differs by this one constant.
+        with tempfile.TemporaryDirectory() as folder:
+            from models.runtime.export import export_onnx
+
+            twin_card, twin_path = replace(card, score_floor=0.0), Path(folder, "twin.onnx")
+            export_onnx(family.graph(network, twin_card), twin_card, twin_path, images[:2])
+            record = _compare_with_torch(network, family, twin_card, twin_path, images)
+        record["score_floor"] = 0.0
+    if record["compared"] == 0:
+        raise ParityError(f"{card.architecture} was not published: it finds nothing in any image, so nothing was compared")
+    return record
+
+
+def _compare_with_torch(
+    network: "nn.Module", family: ModuleType, card: Card, onnx_path: Path, images: NDArray[np.uint8]
+) -> dict[str, Any]:
+    import torch
+
+    reference = family.reference(network, card)
+    with torch.no_grad():
+        # Each image alone: what PyTorch says of one must hold in every batch.
+        alone = [reference(torch.from_numpy(images[i : i + 1])) for i in range(len(images))]
+    expected = _joined([{name: value.numpy() for name, value in outputs.items()} for outputs in alone])
+
+    engine = OnnxRuntimeEngine(onnx_path, card, providers=[], concurrency=1)
+    measured = _measure(engine, card, expected, images, "fp32")
+    if not measured["agrees"]:
+        raise ParityError(
+            f"{card.architecture} was not published: {engine.name} differs from PyTorch: {measured['reason']}"
+        )
+    record = {
+        "engine": f"onnxruntime {metadata.version('onnxruntime')}",
+        "torch": torch.__version__,
+        "batch_sizes": [1, _ODD_BATCH, len(images)],
+        **measured,
+    }
+    for precision in openvino.cpu_precisions():
+        try:
+            engine = openvino.OpenVinoEngine(onnx_path, card, concurrency=1, precision=precision)
+            record[f"openvino_{precision}"] = _measure(engine, card, expected, images, precision)
+        except ModelError as error:
+            record[f"openvino_{precision}"] = {"agrees": False, "reason": str(error)}
+    return record
+
+
+def _measure(
+    engine: Engine, card: Card, expected: Outputs, images: NDArray[np.uint8], precision: str
+) -> dict[str, Any]:
+    """The largest differences from PyTorch at each batch size, and of each image alone from itself in the batch."""
+    comparison = COMPARISONS[card.task]
+    tolerance = comparison.tolerance[precision]
+    alone = _joined([engine.run(images[i : i + 1]) for i in range(len(images))])
+    together = engine.run(images)
+    odd = _joined([engine.run(images[i : i + _ODD_BATCH]) for i in range(0, len(images), _ODD_BATCH)], _ODD_BATCH)
+    compared, largest = 0, dict.fromkeys(tolerance, 0.0)
+    for outputs in (alone, odd, together):
+        compared, differences = comparison.differences(expected, outputs, tolerance, card)
+        largest = {name: _worse(largest[name], differences[name]) for name in largest}
+    _, invariance = comparison.differences(alone, together, tolerance, card)
+    record: dict[str, Any] = {
+        "compared": compared,
+        "largest": largest,
+        "alone_vs_batch": invariance,
+        "tolerance": tolerance,
+        "agrees": True,
+    }
+    for differences, what in ((largest, "PyTorch"), (invariance, "itself in a batch")):
+        for name, limit in tolerance.items():
+            if not differences[name] <= limit:  # NaN is beyond every limit
+                record["agrees"] = False
+                record["reason"] = f"{name} by {differences[name]:.3g} from {what}, where {limit:g} is allowed"
+    return record
+
+
+def _worse(one: float, other: float) -> float:
+    return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
+
+
+def _joined(parts: Sequence[Outputs], batch_size: int = 1) -> dict[str, NDArray]:
+    """The outputs of consecutive batches as those of one."""
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if "batch_index" in joined:
+        joined["batch_index"] = np.concatenate([part["batch_index"] + k * batch_size for k, part in enumerate(parts)])
+    return joined
+
+
+def _of_image(outputs: Outputs, image: int) -> dict[str, NDArray]:
+    rows = outputs["batch_index"] == image
+    return {name: outputs[name][rows] for name in ("labels", "scores", "boxes_xyxy")}
