@@ -170,7 +170,6 @@ class Supervisor:
                     continue
                 last_event = time.monotonic()
                 if event is None:
-                    self._keep_progress(process)
                     if finishing and not process.in_hand:
                         return False
                     self._bury(process, None)
@@ -178,6 +177,7 @@ class Supervisor:
                 self._hear(process, event)
         finally:
             process.end()
+            self._keep_progress(process)
             for shard in process.in_hand:
                 self._shards.done(shard)
 
@@ -262,8 +262,14 @@ class Supervisor:
         )
 
     def _keep_progress(self, process: SlotProcess) -> None:
-        self._base = self._progress(process)
-        self._report.stages = self._base.stages
+        """What the process had not committed when it ended is open again."""
+        self._report.stages = add_seconds([self._base.stages, process.progress["stages"]])
+        self._base = replace(
+            self._base,
+            done=self._report.rows,
+            by_status=dict(self._report.by_status),
+            stages=self._report.stages,
+        )
 
 
 _at_work: set[Supervisor] = set()
