@@ -1,7 +1,8 @@
 """The card of a model: all that bulk inference needs to know, so that the folder describes itself."""
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from models.imaging.geometry import ResizeRule
@@ -40,6 +41,20 @@ class Card:
     def to_json(self) -> str:
         """The card as text, keys in the order of the fields."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def with_version(self) -> "Card":
+        """The card with the version that follows from its weights and from what changes its answers."""
+        decisive = {
+            "weights_sha256": self.weights_sha256,
+            "task": self.task,
+            "architecture": self.architecture,
+            "labels": self.labels,
+            "input": asdict(self.input),
+            "score": self.score,
+            "score_floor": self.score_floor,
+        }
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return replace(self, version=digest[:12])
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Card":

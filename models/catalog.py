@@ -18,7 +18,7 @@ class Entry:
     builder: str  # what the family builds it from; torchvision's own name
     weights: str | None = None  # torchvision's weights entry that `--weights default` stands for
     input: ResizeRule | None = None  # None: that of the weights' own transforms
-    score: float = 0.25  # the default threshold of findings
+    score_floor: float = 0.0  # the graph never gives findings below it
 
     def family_module(self) -> ModuleType:
         """The functions `build`, `graph` and `reference` of the family; see models.nets."""
@@ -32,7 +32,7 @@ def _classifier(builder: str, weights: str) -> Entry:
 def _faster_rcnn(builder: str, size: int) -> Entry:
     # torchvision pads after the normalisation, with zeros: that is the mean colour of ImageNet.
     rule = ResizeRule("letterbox", height=size, width=size, pad_rgb=(124, 116, 104))
-    return Entry(Task.DETECT, "faster_rcnn", builder, "COCO_V1", rule, score=0.5)
+    return Entry(Task.DETECT, "faster_rcnn", builder, "COCO_V1", rule, score_floor=0.05)
 
 
 CATALOG: dict[str, Entry] = {

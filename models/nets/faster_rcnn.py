@@ -1,7 +1,7 @@
 """torchvision's Faster R-CNN: build, and a graph that gives its eager results with static shapes and any batch."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.card import Card
 
@@ -25,14 +25,14 @@ def build(builder: str, num_classes: int) -> "nn.Module":
     return network.eval()
 
 
-def graph(network: "nn.Module", card: Card) -> "nn.Module":
+def graph(network: Any, card: Card) -> "nn.Module":
     """images [batch, height, width, 3] uint8 → boxes_xyxy [n, 4], scores [n], labels [n], batch_index [n]."""
     from models.nets.faster_rcnn_graph import FasterRcnnGraph
 
     return FasterRcnnGraph(network, card.input.height, card.input.width, card.score_floor).eval()
 
 
-def reference(network: "nn.Module", card: Card) -> "Callable[[Tensor], dict[str, Tensor]]":
+def reference(network: Any, card: Card) -> "Callable[[Tensor], dict[str, Tensor]]":
     """torchvision's own eager detector on the same prepared images, its resizing left out."""
     import torch
     from torchvision.models.detection.image_list import ImageList

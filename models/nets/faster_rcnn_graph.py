@@ -1,7 +1,9 @@
-"""The two stages of Faster R-CNN (Ren et al. 2015) around torchvision's trained modules, in shapes that do not depend on the data.
+"""The two stages of Faster R-CNN (Ren et al. 2015) around torchvision's trained modules, in fixed shapes.
 
 Only the last step, which drops the empty places, has a size of its own. Each image is treated as if it were alone.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ class FasterRcnnGraph(nn.Module):
     An image for which the network's outputs are not finite gets one row whose score is NaN.
     """
 
-    def __init__(self, network: nn.Module, height: int, width: int, score_floor: float):
+    def __init__(self, network: Any, height: int, width: int, score_floor: float):
         super().__init__()
         self.backbone, self.rpn_head = network.backbone, network.rpn.head
         self.box_head, self.box_predictor = network.roi_heads.box_head, network.roi_heads.box_predictor
@@ -131,7 +133,7 @@ def _large(boxes_xyxy: Tensor, smallest: float) -> Tensor:
     return (sides >= smallest).all(dim=-1)
 
 
-def _decode(codes: Tensor, anchors_xyxy: Tensor, coder) -> Tensor:
+def _decode(codes: Tensor, anchors_xyxy: Tensor, coder: Any) -> Tensor:
     """The inverse of the box encoding of Faster R-CNN (equation 2): codes [..., 4] = dx, dy, dw, dh."""
     sizes = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]
     centres = anchors_xyxy[..., :2] + 0.5 * sizes

@@ -68,6 +68,26 @@ def export_onnx(graph: "nn.Module", card: Card, path: Path, example: NDArray[np.
     program.save(str(path), external_data=False)
 
 
+def embed_card(onnx_path: Path, card: Card, out: Path) -> None:
+    """Copies a foreign ONNX file with the card in its metadata. Raises ModelError if it is not one whole ONNX file."""
+    import onnx
+
+    try:
+        model = onnx.load(onnx_path, load_external_data=False)
+    except Exception as error:
+        raise ModelError(f"{onnx_path} is no ONNX file: {_cause(error)}") from None
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise ModelError(
+            f"{onnx_path} keeps its weights in another file: save it as one file, with save_as_external_data=False"
+        )
+    kept = [entry for entry in model.metadata_props if entry.key != METADATA_KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(
+        [*kept, onnx.StringStringEntryProto(key=METADATA_KEY, value=graph_card(card).to_json())]
+    )
+    onnx.save(model, out)
+
+
 def graph_card(card: Card) -> Card:
     """The card as it stands in the ONNX metadata: without what is only known once the file exists."""
     return replace(card, files={}, parity={}, metrics={}, created_at="")

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.card import Card
-from models.errors import ModelError, ParityError
+from models.errors import ModelError, ParityError, PixelmillError
 from models.records import Task
 from models.runtime import openvino
 from models.runtime.engine import Engine, OnnxRuntimeEngine
+from models.runtime.predictor import one_line
 from models.runtime.results import Outputs
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _ODD_BATCH = 3
 _SMALLEST_PROBABILITY = 1e-6
 # A changed best label counts where PyTorch preferred it to the second by more than this.
 _CLEAR_MARGIN = 0.01
+# Probabilities that vary less over the images are the same answer for all of them.
+_SAME_ANSWER = 1e-6
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def compare_probabilities(
     best_two = np.sort(want, axis=1)[:, -2:]
     clear = (best_two[:, -1] - best_two[:, 0] > _CLEAR_MARGIN) | (want.shape[1] == 1)
     changed = clear & (want.argmax(axis=1) != got.argmax(axis=1))
-    return len(want), {
+    differ = float(np.ptp(want, axis=0).max()) > _SAME_ANSWER  # else the network is asleep, and nothing was compared
+    return len(want) if differ else 0, {
         "probabilities": float(np.abs(want - got).max()),
         "log_probabilities": float(logs.max()),
         "top_label": float(changed.mean()),
@@ -127,7 +131,7 @@ def check_parity(
     if len(images) < MIN_IMAGES:
         raise ValueError(f"parity needs {MIN_IMAGES} images, got {len(images)}")
     record = _compare_with_torch(network, family, card, onnx_path, images)
-    if record["compared"] == 0:
+    if record["compared"] == 0 and card.score_floor > 0:
         # The model finds nothing in these images: lower its floor, in a twin that differs by this one constant.
         with tempfile.TemporaryDirectory() as folder:
             from models.runtime.export import export_onnx
@@ -137,8 +141,53 @@ def check_parity(
             record = _compare_with_torch(network, family, twin_card, twin_path, images)
         record["score_floor"] = 0.0
     if record["compared"] == 0:
-        raise ParityError(f"{card.architecture} was not published: it finds nothing in any image, so nothing was compared")
+        raise ParityError(
+            f"{card.architecture} was not published: it finds nothing in any image, or the same in all, "
+            "so nothing could be compared"
+        )
     return record
+
+
+def check_invariance(card: Card, onnx_path: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
+    """The trial of a foreign ONNX file: it keeps the contract, and each image gets the same answer alone and in a batch.
+
+    Raises ModelError for a broken contract, or ParityError.
+    """
+    engine = OnnxRuntimeEngine(onnx_path, card, providers=[], concurrency=1)
+    try:
+        alone = _joined([engine.run(images[i : i + 1]) for i in range(len(images))])
+        check_values(card, alone)
+        measured = _measure(engine, card, alone, images, "fp32")
+    except PixelmillError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{card.name}: the ONNX file failed on its trial images: {one_line(error)}") from None
+    if not measured["agrees"]:
+        raise ParityError(
+            f"{card.name} was not published: an image alone differs from itself in a batch: {measured['reason']}"
+        )
+    return {"engine": f"onnxruntime {metadata.version('onnxruntime')}", **measured}
+
+
+def check_values(card: Card, outputs: Outputs) -> None:
+    """Raises ModelError if outputs do not fit the card's labels, or are not the probabilities that the contract says."""
+    if card.task == Task.CLASSIFY:
+        found = outputs["probabilities"]
+        if found.shape[1] != len(card.labels):
+            raise ModelError(
+                f"{card.name}: the card has {len(card.labels)} labels, the output probabilities {found.shape[1]}"
+            )
+        scores = found
+    else:
+        labels, scores = outputs["labels"], outputs["scores"]
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(card.labels):
+            raise ModelError(
+                f"{card.name}: the card has {len(card.labels)} labels, the output labels goes from {labels.min()} to {labels.max()}"
+            )
+    if not np.isfinite(scores).all() or (scores.size and not 0 <= scores.min() <= scores.max() <= 1 + 1e-5):
+        raise ModelError(
+            f"{card.name}: expected scores between 0 and 1, got {scores.min():g} to {scores.max():g}; is the softmax missing?"
+        )
 
 
 def _compare_with_torch(
@@ -152,7 +201,7 @@ def _compare_with_torch(
         alone = [reference(torch.from_numpy(images[i : i + 1])) for i in range(len(images))]
     expected = _joined([{name: value.numpy() for name, value in outputs.items()} for outputs in alone])
 
-    engine = OnnxRuntimeEngine(onnx_path, card, providers=[], concurrency=1)
+    engine: Engine = OnnxRuntimeEngine(onnx_path, card, providers=[], concurrency=1)
     measured = _measure(engine, card, expected, images, "fp32")
     if not measured["agrees"]:
         raise ParityError(
