@@ -68,7 +68,7 @@ def _import_torchvision(architecture: str, name: str, store: str, weights: str, 
     family = entry.family_module()
     from_file = Path(weights).suffix in (".pth", ".pt", ".safetensors")
     # Files and random weights answer with the labels and the resizing of the default entry.
-    entry_name = entry.weights if weights in ("default", "none") or from_file else weights
+    entry_name = (entry.weights or "none") if weights in ("default", "none") or from_file else weights
     trained = pretrained(entry.builder, entry_name)
     rule = entry.input or trained.input
     assert rule is not None, f"{architecture} has no resize rule, neither of its own nor of its weights"
@@ -130,8 +130,8 @@ def _import_onnx(source: str, name: str, store: str, card_file: str, images: Pat
 def _foreign_card(data: bytes, uri: str, name: str) -> Card:
     """The card that a user wrote for a foreign file. Raises UsageError that says what it lacks."""
     expected = (
-        f"{uri}: expected a JSON object with task ({' or '.join(Task)}), labels (a list of names, by output index) and input "
-        '(e.g. {"mode": "crop", "height": 224, "width": 224, "short_side": 256})'
+        f"{uri}: expected a JSON object with task ({' or '.join(Task)}), labels (a list of names, by output index) "
+        'and input (e.g. {"mode": "crop", "height": 224, "width": 224, "short_side": 256})'
     )
     try:
         raw: dict[str, Any] = json.loads(data)

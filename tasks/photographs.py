@@ -63,7 +63,7 @@ def _of_packages() -> Iterator[tuple[str, bytes]]:
 
 
 def _synthetic(seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Noise at all scales, as in photographs (halving in strength with each octave), under a few flat shapes with edges."""
+    """Noise at all scales, as in photographs (half the strength with each octave), under flat shapes with edges."""
     generator = np.random.default_rng(seed)
     rows, columns = np.mgrid[:384, :512]
     for number in range(1000):

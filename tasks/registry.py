@@ -28,7 +28,7 @@ def check_name(name: str) -> str:
     """The name, if it can be a model's. Raises UsageError."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"a model's name is made of letters, digits, '_', '-' and '.', and starts with a letter or digit, got {name!r}"
+            f"a model's name is letters, digits, '_', '-' and '.', with a letter or digit first, got {name!r}"
         )
     return name
 
@@ -47,7 +47,8 @@ def publish(store: str, card: Card, files: Mapping[str, Path]) -> Card:
     for name, path in files.items():
         if not storage.put_file_if_absent(join(folder, name), path):
             raise StorageError(
-                f"{join(folder, name)} is left from an import that did not finish, and differs: delete {folder} and try again"
+                f"{join(folder, name)} is left from an import that did not finish, and differs: "
+                f"delete {folder} and try again"
             )
     card = replace(card, files=facts, created_at=datetime.now(UTC).isoformat(timespec="microseconds"))
     if not storage.put_if_absent(join(folder, CARD_FILE), card.to_json().encode()):
@@ -57,7 +58,7 @@ def publish(store: str, card: Card, files: Mapping[str, Path]) -> Card:
 
 
 def resolve(store: str, reference: str) -> Card:
-    """The card for NAME (its newest version), NAME@VERSION or NAME@production. Raises NotFound that lists what exists."""
+    """The card for NAME (newest version), NAME@VERSION or NAME@production. Raises NotFound that lists what exists."""
     store = normalise(store)
     name, at, version = reference.partition("@")
     check_name(name)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from models.errors import ModelError, UsageError
 from models.nets.pretrained import Pretrained
+from models.runtime.predictor import one_line
 from tasks.registry import sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger("pixelmill.weights")
-
-StateDict = "dict[str, Tensor]"
 
 
 def load_pretrained(weights: Pretrained, builder: str) -> "dict[str, Tensor]":
@@ -37,14 +36,14 @@ def load_pretrained(weights: Pretrained, builder: str) -> "dict[str, Tensor]":
                 )
         except Exception as error:  # URLError, HTTPError, OSError, or RuntimeError for a wrong hash
             raise ModelError(
-                f"cannot download {weights.url} ({' '.join(str(error).split())}): fetch it on another machine and put it into "
+                f"cannot download {weights.url} ({one_line(error)}): fetch it on another machine and put it into "
                 f"{cached.parent} as {cached.name}, or pass it with --weights FILE"
             ) from None
     return load_file(cached)
 
 
 def load_file(path: Path) -> "dict[str, Tensor]":
-    """The state dict of a .pth, .pt or .safetensors file, checked against the hash in its name, if it has one as torchvision's do.
+    """The state dict of a .pth, .pt or .safetensors file; a hash in its name, as torchvision's have, is checked.
 
     Raises UsageError for a file that is missing, damaged, or holds something else.
     """
@@ -67,9 +66,7 @@ def load_file(path: Path) -> "dict[str, Tensor]":
 
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UsageError(
-            f"{path} is no weights file that can be read safely: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-        ) from None
+        raise UsageError(f"{path} is no weights file that can be read safely: {one_line(error)}") from None
     for key in ("model", "state_dict"):  # training scripts save more than the weights
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -93,7 +90,8 @@ def apply_state(network: Any, state: "dict[str, Tensor]", ignored_prefixes: tupl
     if unequal:
         name = unequal[0]
         problems.append(
-            f"{len(unequal)} of another shape (first: {name}, expected {list(own[name].shape)}, got {list(state[name].shape)})"
+            f"{len(unequal)} of another shape "
+            f"(first: {name}, expected {list(own[name].shape)}, got {list(state[name].shape)})"
         )
     if problems:
         raise UsageError(f"the weights do not fit {what}: parameters {', '.join(problems)}")

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 class Normalise(nn.Module):
     """uint8 [batch, height, width, 3], 0…255 → f32 [batch, 3, height, width], (x/255 - mean) / std per channel."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, mean_rgb: Sequence[float], std_rgb: Sequence[float]):
         super().__init__()
         mean, std = torch.tensor(mean_rgb, dtype=torch.float64), torch.tensor(std_rgb, dtype=torch.float64)

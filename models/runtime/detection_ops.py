@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from onnxscript import opset20 as op
+from onnxscript import opset20
 from torch import Tensor
 from torchvision.ops import nms, roi_align
+
+op: Any = opset20  # its types describe what a graph computes, not the nodes that are passed about here
 
 
 @torch.library.custom_op("pixelmill::suppress", mutates_args=())

@@ -77,9 +77,7 @@ def embed_card(onnx_path: Path, card: Card, out: Path) -> None:
     except Exception as error:
         raise ModelError(f"{onnx_path} is no ONNX file: {_cause(error)}") from None
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise ModelError(
-            f"{onnx_path} keeps its weights in another file: save it as one file, with save_as_external_data=False"
-        )
+        raise ModelError(f"{onnx_path} keeps its weights in another file: save it as one, save_as_external_data=False")
     kept = [entry for entry in model.metadata_props if entry.key != METADATA_KEY]
     del model.metadata_props[:]
     model.metadata_props.extend(
@@ -102,7 +100,7 @@ def _cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter and its rewriter print, warn and log freely; what matters is raised, or found by the parity check."""
+    """The exporter prints, warns and logs freely; what matters is raised, or found by the parity check."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),

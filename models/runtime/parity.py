@@ -149,7 +149,7 @@ def check_parity(
 
 
 def check_invariance(card: Card, onnx_path: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
-    """The trial of a foreign ONNX file: it keeps the contract, and each image gets the same answer alone and in a batch.
+    """The trial of a foreign ONNX file: it keeps the contract, and an image gets the same answer alone and in a batch.
 
     Raises ModelError for a broken contract, or ParityError.
     """
@@ -170,7 +170,7 @@ def check_invariance(card: Card, onnx_path: Path, images: NDArray[np.uint8]) -> 
 
 
 def check_values(card: Card, outputs: Outputs) -> None:
-    """Raises ModelError if outputs do not fit the card's labels, or are not the probabilities that the contract says."""
+    """Raises ModelError if outputs do not fit the card's labels, or are not the probabilities of the contract."""
     if card.task == Task.CLASSIFY:
         found = outputs["probabilities"]
         if found.shape[1] != len(card.labels):
@@ -182,11 +182,13 @@ def check_values(card: Card, outputs: Outputs) -> None:
         labels, scores = outputs["labels"], outputs["scores"]
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(card.labels):
             raise ModelError(
-                f"{card.name}: the card has {len(card.labels)} labels, the output labels goes from {labels.min()} to {labels.max()}"
+                f"{card.name}: the card has {len(card.labels)} labels, the output labels "
+                f"goes from {labels.min()} to {labels.max()}"
             )
     if not np.isfinite(scores).all() or (scores.size and not 0 <= scores.min() <= scores.max() <= 1 + 1e-5):
         raise ModelError(
-            f"{card.name}: expected scores between 0 and 1, got {scores.min():g} to {scores.max():g}; is the softmax missing?"
+            f"{card.name}: expected scores between 0 and 1, got {scores.min():g} to {scores.max():g}; "
+            "is the softmax missing?"
         )
 
 
