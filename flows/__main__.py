@@ -32,6 +32,7 @@ def make_app() -> App:
         help="Batch computer vision: from folders and buckets of images to Parquet tables, exactly one row per image.",
         version=_version,
         help_format="plaintext",
+        suppress_keyboard_interrupt=False,  # main says how to go on
     )
     for name, (function, summary) in COMMANDS.items():
         app.command(f"flows.commands.{function}", name=name, help=summary)

@@ -31,7 +31,7 @@ class _ConsoleLog(logging.Handler):
 
 @contextlib.contextmanager
 def watching() -> Iterator[Watch]:
-    """Shows the progress of a run on stderr: a bar on a terminal, a line every ten seconds elsewhere; and our log lines."""
+    """Shows our log lines and the progress of a run on stderr: a bar on a terminal, else a line every ten seconds."""
     console = Console(stderr=True)
     log = logging.getLogger("pixelmill")
     handler = _ConsoleLog(console)
@@ -86,7 +86,7 @@ class _Bars:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "", right: Sequence[str] = (), cell: int = 80
 ) -> None:
-    """A table on stdout; the columns named in `right` are aligned right, cells longer than `cell` characters are cut."""
+    """A table on stdout; columns named in `right` are aligned right, cells longer than `cell` characters are cut."""
     table = Table(title=title or None, title_justify="left")
     for column in columns:
         table.add_column(escape(column), justify="right" if column in right else "left", overflow="fold")

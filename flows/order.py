@@ -10,16 +10,27 @@ from typing import Protocol
 from flows.watch import Watch
 from models.errors import PixelmillError
 from models.settings import PredictSettings
-from tasks import predict as tasks
-from tasks.work import stop
+from tasks import predict as steps_of
+from tasks.predict import Planned, Summary
+from tasks.work import SlotReport, stop
 
 log = logging.getLogger("pixelmill")
 
 
-class Running(Protocol):
-    """A slot at work; both concurrent.futures and Prefect have such futures."""
+class Incomplete(PixelmillError):
+    """The run ended and shards are still open: they failed, or other runs are working on them."""
 
-    def result(self) -> tasks.SlotReport:
+    def __init__(self, summary: Summary):
+        reasons = "; ".join(summary.failures[:3]) or "another run may be working on them"
+        open_shards = f"{summary.open_shards} shards of {summary.table} are still open"
+        super().__init__(f"{open_shards}, run the same command again: {reasons}")
+        self.summary = summary
+
+
+class Running(Protocol):
+    """A slot at work: a future of concurrent.futures or of Prefect."""
+
+    def result(self) -> SlotReport:
         """Waits for the slot; raises what it raised."""
 
 
@@ -27,22 +38,24 @@ class Running(Protocol):
 class Steps:
     """How each step is carried out: called plainly, or as a Prefect task."""
 
-    plan: Callable[[str, PredictSettings], tasks.Planned]
-    start_work: Callable[[str, PredictSettings, tasks.Planned, int, int], Running]
-    summarise: Callable[[str, PredictSettings, tasks.Planned, list[tasks.SlotReport], float], tasks.Summary]
+    plan: Callable[[str, PredictSettings], Planned]
+    start_work: Callable[[str, PredictSettings, Planned, int, int], Running]
+    summarise: Callable[[str, PredictSettings, Planned, list[SlotReport], float], Summary]
 
 
-def predict(store: str, settings: PredictSettings, steps: Steps) -> tasks.Summary:
+def predict(store: str, settings: PredictSettings, steps: Steps) -> Summary:
     """Plans, lets the slots drain what is open, and sums up. A slot that fails leaves its shards to the others.
 
-    Raises what planning raises, or the first slot's error when no slot could work at all. Ctrl-C ends the slots first.
+    Raises Incomplete when shards are left open, else what planning raised, or the first slot's error when no slot could
+    work at all. An interruption ends the slots before it goes on.
     """
     start = time.monotonic()
     try:
         planned = steps.plan(store, settings)
         slots = min(settings.slots, planned.open_shards)
         running = [steps.start_work(store, settings, planned, slot, slots) for slot in range(slots)]
-        reports, errors = [], []
+        reports: list[SlotReport] = []
+        errors: list[PixelmillError] = []
         for slot in running:
             try:
                 reports.append(slot.result())
@@ -54,23 +67,20 @@ def predict(store: str, settings: PredictSettings, steps: Steps) -> tasks.Summar
         raise
     if errors and not reports:
         raise errors[0]
-    return steps.summarise(store, settings, planned, reports, time.monotonic() - start)
+    summary = steps.summarise(store, settings, planned, reports, time.monotonic() - start)
+    if summary.open_shards:
+        raise Incomplete(summary)
+    return summary
 
 
-def predict_directly(store: str, settings: PredictSettings, watch: Watch) -> tasks.Summary:
+def predict_directly(store: str, settings: PredictSettings, watch: Watch) -> Summary:
     """The same without Prefect: nothing is recorded."""
     with ThreadPoolExecutor(settings.slots, thread_name_prefix="slot") as threads:
         steps = Steps(
-            plan=lambda store, settings: tasks.plan(store, settings, watch.listed),
-            start_work=lambda *slot: threads.submit(tasks.work, *slot, watch.progress),
-            summarise=tasks.summarise,
+            plan=lambda store, settings: steps_of.plan(store, settings, watch.listed),
+            start_work=lambda store, settings, planned, slot, slots: threads.submit(
+                steps_of.work, store, settings, planned, slot, slots, watch.progress
+            ),
+            summarise=steps_of.summarise,
         )
         return predict(store, settings, steps)
-
-
-def problem_of(summary: tasks.Summary) -> str:
-    """One line when shards were left open, else nothing."""
-    if not summary.open_shards:
-        return ""
-    reasons = "; ".join(summary.failures[:3]) or "another run may be working on them"
-    return f"{summary.open_shards} shards of {summary.table} are still open, run the same command again: {reasons}"

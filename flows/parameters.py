@@ -19,10 +19,10 @@ def flat(
 ) -> Callable[[Function], Function]:
     """Decorates a function whose first arguments are one object of each class, so that it takes their fields instead.
 
-    The result takes every field by keyword (`positional` names the one that may also stand alone), then the function's own
-    keyword arguments. Names, types, constraints and defaults are in its signature and the descriptions in its docstring,
-    which is where cyclopts and Prefect look. `note` says what annotates the type of each field: by default the field itself,
-    so that its constraints show. A value that a class refuses raises UsageError in one line.
+    The result takes every field by keyword (`positional` names the one that may also stand alone), then the function's
+    own keyword arguments. Names, types, constraints and defaults are in its signature and the descriptions in its
+    docstring, which is where cyclopts and Prefect look. `note` says what annotates the type of each field: by default
+    the field itself, so that its constraints show. A value that a class refuses raises UsageError in one line.
     """
     fields = {name: field for cls in classes for name, field in cls.model_fields.items()}
 
@@ -62,7 +62,7 @@ def set_signature(function: Function, parameters: list[inspect.Parameter]) -> No
 
 
 def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
-    """An object of a settings class. Raises UsageError that names each wrong value, and what was expected, in one line."""
+    """An object of a settings class. Raises UsageError in one line: each wrong value, and what was expected."""
     try:
         return cls(**values)
     except ValidationError as error:

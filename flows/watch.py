@@ -85,13 +85,15 @@ class Lines:
 
 
 class Seldom:
-    """Calls a function at most every so many seconds, and the first time only after so many."""
+    """Calls a function at most every so many seconds, and not before so many have passed since it was first asked to."""
 
     def __init__(self, every_s: float):
-        self.every_s = every_s
-        self._next = time.monotonic() + every_s
+        self._every_s = every_s
+        self._next: float | None = None
 
     def __call__(self, function: Callable[[], None]) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + self.every_s
+        now = time.monotonic()
+        if self._next is not None and now >= self._next:
             function()
+            self._next = None
+        self._next = self._next or now + self._every_s

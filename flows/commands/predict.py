@@ -31,17 +31,21 @@ def predict(
     Args:
         direct: Run without Prefect: nothing is recorded, and the start is quicker.
     """
+    from flows import order
     from flows.console import watching
-    from flows.order import predict_directly, problem_of
 
+    problem = ""
     with watching() as watch:
-        if direct:
-            summary = predict_directly(store.store, settings, watch)
-        else:
-            from flows.embedded import predict_recorded
+        try:
+            if direct:
+                summary = order.predict_directly(store.store, settings, watch)
+            else:
+                from flows.embedded import predict_recorded
 
-            summary = predict_recorded(store.store, settings, watch)
-    return Outcome(asdict(summary), lambda: _show(summary), problem_of(summary))
+                summary = predict_recorded(store.store, settings, watch)
+        except order.Incomplete as error:
+            summary, problem = error.summary, str(error)
+    return Outcome(asdict(summary), lambda: _show(summary), problem)
 
 
 def _show(summary: "Summary") -> None:
@@ -67,7 +71,7 @@ def describe(summary: "Summary") -> list[str]:
     if summary.rows:
         stages = " · ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in summary.stages.items())
         lines += [
-            f"{summary.seconds:,.1f} s, {summary.images_per_second:,.1f} images/s on {summary.engine}; limit: {summary.limit}",
-            f"busy: {stages}",
+            f"{summary.seconds:,.1f} s, {summary.images_per_second:,.1f} images/s on {summary.engine}",
+            f"busy: {stages}; the limit: {summary.limit}",
         ]
     return lines

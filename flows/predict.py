@@ -1,0 +1,93 @@
+"""predict as a Prefect flow: a plan task, one long work task per slot, a summary task.
+
+Prefect shows and schedules; it decides nothing. A shard is retried in its slot, and whether the run succeeded is read
+off the store, so no task has retries here and no result is kept. Only names and numbers travel between tasks.
+"""
+
+import logging
+from contextvars import ContextVar
+from typing import Any
+
+import prefect.runtime
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.logging.handlers import APILogHandler
+from prefect.states import Failed
+
+from flows import order
+from flows.artifacts import SlotArtifact, put_summary
+from flows.parameters import flat
+from flows.watch import Lines, Watch
+from models.settings import PredictSettings, StoreSettings
+from tasks import predict as steps
+from tasks.work import SlotProgress, SlotReport
+
+log = logging.getLogger("pixelmill")
+
+# Who hears of the progress besides Prefect's pages: its logs, or the terminal of the command line.
+watch: ContextVar[Watch] = ContextVar("watch", default=Lines(60.0))  # noqa: B039 - it is replaced, not changed
+
+
+def _run_name(model: str = "") -> str:
+    given = prefect.runtime.flow_run.parameters
+    source = str(given["source"]).rstrip("/").rsplit("/", 1)[-1]
+    return f"{given['table']} ← {source} with {model or given['model']}"
+
+
+@task(name="plan", task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
+def plan(store: str, settings: PredictSettings) -> steps.Planned:
+    """Lists the source and claims what is new."""
+    planned = steps.plan(store, settings, watch.get().listed)
+    with get_client(sync_client=True) as client:  # only now it is known which version is meant
+        client.update_flow_run(prefect.runtime.flow_run.id, name=_run_name(planned.model))
+    log.info("%d listed, %d new, %d open", planned.listed, planned.planned, planned.open_images)
+    return planned
+
+
+@task(name="work", cache_policy=NO_CACHE, persist_result=False)
+def work(store: str, settings: PredictSettings, planned: steps.Planned, slot: int, slots: int) -> SlotReport:
+    """Works through open shards, as one of so many slots."""
+    artifact = SlotArtifact(planned.table, slot, slots)
+
+    def hear(progress: SlotProgress) -> None:
+        watch.get().progress(progress)
+        artifact.hear(progress)
+
+    report = steps.work(store, settings, planned, slot, slots, hear)
+    artifact.finish(report)
+    return report
+
+
+@task(name="summary", task_run_name="summary", cache_policy=NO_CACHE, persist_result=False)
+def summarise(
+    store: str, settings: PredictSettings, planned: steps.Planned, reports: list[SlotReport], seconds: float
+) -> steps.Summary:
+    """Says what the run did."""
+    summary = steps.summarise(store, settings, planned, reports, seconds)
+    put_summary(summary)
+    return summary
+
+
+def _start_work(store: str, settings: PredictSettings, planned: steps.Planned, slot: int, slots: int) -> order.Running:
+    named = work.with_options(task_run_name=f"slot {slot + 1} of {slots}")
+    return named.submit(store, settings, planned, slot, slots)
+
+
+def _log_to_prefect() -> None:
+    """Lets our log lines reach the run's page, whatever PREFECT_LOGGING_EXTRA_LOGGERS says where this runs."""
+    if not any(isinstance(handler, APILogHandler) for handler in log.handlers):
+        log.addHandler(APILogHandler())
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
+
+
+@flow(name="predict", flow_run_name=_run_name, persist_result=False)
+@flat(PredictSettings, StoreSettings)
+def predict(settings: PredictSettings, store: StoreSettings) -> Any:
+    """Run a model over a folder or bucket of images; one row per image in a table."""
+    _log_to_prefect()
+    try:
+        return order.predict(store.store, settings, order.Steps(plan, _start_work, summarise))
+    except order.Incomplete as error:
+        return Failed(message=str(error), data=error)
