@@ -11,7 +11,8 @@ class ResizeRule:
     """The rule of one model; it stands in the model's card, because the wrong one changes its answers.
 
     crop: scale the short side to `short_side`, then cut `height`×`width` from the centre (classifiers).
-    letterbox: scale to fit inside `height`×`width`, keep the aspect ratio, pad right and bottom with `pad_rgb` (detectors).
+    letterbox: scale to fit inside `height`×`width`, keep the aspect ratio, pad right and bottom with `pad_rgb`
+    (detectors).
     stretch: scale both sides to `height`×`width`.
     All are antialiased, as in Pillow.
 
@@ -43,7 +44,7 @@ class ResizeRule:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where the pixels of one image lie in the model's input: x_input = x_original · scale_x + offset_x, and so for y."""
+    """Where an image lies in the model's input: x_input = x_original · scale_x + offset_x, and so for y."""
 
     width: int  # of the original, after EXIF orientation
     height: int

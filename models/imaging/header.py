@@ -114,7 +114,7 @@ class Size:
 
 
 def webp_canvas(data: bytes) -> Size | None:
-    """The canvas of a WebP file, whose decoder allocates it on opening; None where the first chunk is not one of three known.
+    """The canvas of a WebP file, whose decoder allocates it on opening; None where the first chunk is none of three.
 
     Source: RFC 9649, sections 2.5 to 2.7.
     """

@@ -36,7 +36,7 @@ class JpegHeader:
 def read_jpeg_header(data: bytes) -> JpegHeader:
     """Walks the markers up to the first scan.
 
-    Raises Rejected: corrupt where there is no frame before a scan, unsupported for the kinds that no decoder here knows.
+    Raises Rejected: corrupt where no frame precedes the scan, unsupported for the kinds that no decoder here knows.
     """
     frame: tuple[int, int, int] | None = None  # height, width, components
     orientation = 1

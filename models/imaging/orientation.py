@@ -15,7 +15,7 @@ _SHORT = 3
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, that an Exif block states (with or without its `Exif\\0\\0` prefix); 1 where it states none.
+    """The orientation, 1 to 8, that an Exif block states, with or without its `Exif` prefix; 1 where it states none.
 
     Never raises: a photograph with damaged metadata is still a photograph.
     """
@@ -41,8 +41,8 @@ def swaps_sides(orientation: int) -> bool:
 
 
 def stored_spans_yx(y: Span, x: Span, orientation: int) -> tuple[Span, Span]:
-    """The same resize for the pixels as they are stored, before `orient`: turning the small result spares turning the large one."""
-    if orientation in (3, 4, 7, 8):  # the rows of `orient`'s result run against the axis they are stored along
+    """The same resize for the pixels as they are stored: turning its small result is cheaper than turning the image."""
+    if orientation in (3, 4, 7, 8):  # as `orient` mirrors them
         y = y.mirrored()
     if orientation in (2, 3, 6, 7):
         x = x.mirrored()

@@ -64,7 +64,10 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _scale_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Unsigned 16-bit by its full range. 32-bit integers and floats have none that all agree on: the smallest usual one that holds the maximum."""
+    """Unsigned 16-bit by its full range.
+
+    For 32-bit integers and floats there is none that all agree on: the smallest usual one that holds the maximum.
+    """
     if values.dtype.kind == "u":
         return (values >> 8).astype(np.uint8)
     finite = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)

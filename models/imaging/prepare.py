@@ -76,7 +76,7 @@ class Preparer:
             resize(pixels, stored_y, stored_x, self.rule.interpolation, target)
         else:
             small = np.empty((stored_y.count, stored_x.count, 3), np.uint8)
-            resize(pixels, stored_y, stored_x, self.rule.interpolation, small)
+            resize(pixels, stored_y, stored_x, self.rule.interpolation, small, lying=swaps_sides(orientation))
             target[:] = orient(small, orientation)
         out[y.count :] = self.rule.pad_rgb
         out[: y.count, x.count :] = self.rule.pad_rgb
