@@ -7,6 +7,7 @@ fatal). When stdin ends without `stop`, the supervisor has died, and the slot en
 stays open.
 """
 
+import functools
 import importlib
 import json
 import logging
@@ -15,7 +16,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -101,7 +102,7 @@ def main() -> int:
 
 def _import_ahead() -> None:
     """What `run` imports and its first images need, while the supervisor is still planning."""
-    for name in ("onnxruntime", "tasks.pipeline", "tasks.registry", "tasks.isolation", "models.imaging.prepare"):
+    for name in ("onnxruntime", "tasks.pipeline", "tasks.registry", "models.imaging.prepare"):
         importlib.import_module(name)
 
 
@@ -111,7 +112,6 @@ def run(config: SlotConfig, events: Events, commands: TextIO) -> None:
     from models.runtime.engine import open_engine
     from models.runtime.predictor import Predictor
     from tasks import registry
-    from tasks.isolation import IsolatedPreparer
     from tasks.pipeline import Pipeline
     from tasks.table import Shard, Table
 
@@ -122,9 +122,11 @@ def run(config: SlotConfig, events: Events, commands: TextIO) -> None:
     )
     predictor = Predictor(card, engine, score=config.score, top_k=config.top_k)
     limits = Limits(max_pixels=config.max_pixels)
-    make_preparer: Callable[[], Any] = (
-        (lambda: IsolatedPreparer(card.input, limits)) if config.isolated else (lambda: Preparer(card.input, limits))
-    )
+    preparer: type = Preparer
+    if config.isolated:
+        from tasks.isolation import IsolatedPreparer
+
+        preparer = IsolatedPreparer
     poison: dict[Shard, dict[int, str]] = {}
 
     def shards() -> Iterator[Shard]:
@@ -136,7 +138,7 @@ def run(config: SlotConfig, events: Events, commands: TextIO) -> None:
     pipeline = Pipeline(
         Table(config.store, config.table),
         predictor,
-        make_preparer,
+        functools.partial(preparer, card.input, limits),
         events,
         batch_size=1 if config.isolated else config.batch_size or default_batch_size(card.task, engine.device),
         workers=threads if engine.device == "cpu" else threads + engine.concurrency,

@@ -14,6 +14,7 @@ from typing import Any
 from tasks.slot import SlotConfig
 from tasks.table import Shard
 
+LAST_WORDS_S = 5.0  # for a process that has closed its events to end
 SLOT_COMMAND = [sys.executable, "-m", "tasks.slot"]
 
 
@@ -71,6 +72,9 @@ class SlotProcess:
 
     def end(self) -> str:
         """Kills the process if it still runs, and says how it ended."""
+        if not self._receiver.is_alive():  # its events have ended, so it is about to end by itself
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(LAST_WORDS_S)
         self._process.kill()
         code = self._process.wait()
         self._receiver.join()
