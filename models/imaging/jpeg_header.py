@@ -29,6 +29,7 @@ class JpegHeader:
     width: int  # as stored, before orientation
     height: int
     components: int
+    sampling: str  # horizontal x vertical factors of each component
     orientation: int
     first_scan: int  # offset of its marker in the file
 
@@ -38,15 +39,17 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
 
     Raises Rejected: corrupt where no frame precedes the scan, unsupported for the kinds that no decoder here knows.
     """
-    frame: tuple[int, int, int] | None = None  # height, width, components
+    frame: tuple[int, int, int, int] | None = None  # bits, height, width, components
+    sampling = ""
     orientation = 1
-    for marker, start, end in _segments(data, 2):
-        if marker in _FRAMES and frame is None and end - start >= 6:
-            precision, *frame = struct.unpack_from(">BHHB", data, start)
+    for marker, start, end in segments(data, 2):
+        if marker in _FRAMES and frame is None and start + 6 <= len(data):
+            frame = struct.unpack_from(">BHHB", data, start)
+            sampling = ",".join(f"{factors >> 4}x{factors & 15}" for factors in data[start + 7 : end : 3])
             if marker in _HIERARCHICAL:
                 raise Rejected(Status.UNSUPPORTED, f"JPEG of a kind that no decoder here knows (SOF{marker - 0xC0})")
-            if precision != 8:
-                raise Rejected(Status.UNSUPPORTED, f"JPEG with {precision} bits per sample; 8 are read here")
+            if frame[0] != 8:
+                raise Rejected(Status.UNSUPPORTED, f"JPEG with {frame[0]} bits per sample; 8 are read here")
         elif marker == _APP1 and data.startswith(b"Exif\0\0", start):
             orientation = exif_orientation(data[start:end])
         elif marker == _SCAN:
@@ -55,10 +58,10 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         raise Rejected(Status.CORRUPT, "JPEG: it ends before its first scan")
     if frame is None:
         raise Rejected(Status.CORRUPT, "JPEG: a scan comes before the frame header")
-    height, width, components = frame
+    _, height, width, components = frame
     if not height or not width:
         raise Rejected(Status.CORRUPT, f"JPEG: its header claims {width}×{height} pixels")
-    return JpegHeader(width, height, components, orientation, start - 4)
+    return JpegHeader(width, height, components, sampling, orientation, start - 4)
 
 
 def has_more_scans(data: bytes, header: JpegHeader, limit: int) -> bool:
@@ -66,14 +69,14 @@ def has_more_scans(data: bytes, header: JpegHeader, limit: int) -> bool:
     if data.count(b"\xff\xda", header.first_scan) <= limit:  # quick, and never too low
         return False
     scans = 0
-    for marker, _, _ in _segments(data, header.first_scan):
+    for marker, _, _ in segments(data, header.first_scan):
         scans += marker == _SCAN
         if marker == _END or scans > limit:
             break
     return scans > limit
 
 
-def _segments(data: bytes, offset: int) -> Iterator[tuple[int, int, int]]:
+def segments(data: bytes, offset: int) -> Iterator[tuple[int, int, int]]:
     """Each marker with start and end of its payload; bytes between segments are passed over, as decoders do."""
     pattern = _MARKER
     while found := pattern.search(data, offset):

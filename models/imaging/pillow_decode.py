@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from models.errors import Rejected
 from models.imaging.orientation import exif_orientation
@@ -29,6 +29,8 @@ def open_image(data: bytes, format_name: str) -> Image.Image:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         return Image.open(io.BytesIO(data), formats=[format_name])
+    except UnidentifiedImageError as error:  # its own words hold an address in memory, which no two runs share
+        raise Rejected(Status.CORRUPT, f"{format_name}: its header cannot be read") from error
     except MemoryError as error:
         raise Rejected(Status.CORRUPT, f"{format_name}: needs more memory than there is") from error
     except Exception as error:  # Pillow's plug-ins let whatever their parsing meets escape

@@ -14,7 +14,7 @@ from PIL import Image
 from models.imaging.geometry import Interpolation, Span
 
 try:
-    from models.imaging import _resize
+    import models.imaging._resize as _resize
 except ImportError:  # installed where there was no compiler: slower, and the same pixels within a level
     _resize = None  # type: ignore[assignment]
 
