@@ -7,7 +7,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
@@ -57,7 +57,7 @@ class SlotArtifact:
     def _put(self, percent: float, text: str) -> None:
         description = f"{self._title}: {text}"
         if self._id is None:
-            self._id = create_progress_artifact(percent, key=self._key, description=description)
+            self._id = cast(UUID, create_progress_artifact(percent, key=self._key, description=description))
         else:
             update_progress_artifact(self._id, min(100.0, percent), description)
 

@@ -19,8 +19,8 @@ def flat(
 ) -> Callable[[Function], Function]:
     """Decorates a function whose first arguments are one object of each class, so that it takes their fields instead.
 
-    The result takes every field by keyword (`positional` names the one that may also stand alone), then the function's
-    own keyword arguments. Names, types, constraints and defaults are in its signature and the descriptions in its
+    The result takes every field by keyword (`positional` names the one that may also stand alone), and what else the
+    function takes. Names, types, constraints and defaults are in its signature and the descriptions in its
     docstring, which is where cyclopts and Prefect look. `note` says what annotates the type of each field: by default
     the field itself, so that its constraints show. A value that a class refuses raises UsageError in one line.
     """
@@ -31,7 +31,7 @@ def flat(
 
         @functools.wraps(function)
         def flattened(*values: Any, **given: Any) -> Any:
-            given |= zip([positional], values, strict=False)
+            given |= zip(places, values, strict=False)
             built = [
                 build(cls, {name: given.pop(name) for name in cls.model_fields if name in given}) for cls in classes
             ]
@@ -46,8 +46,9 @@ def flat(
             )
             for name, field in fields.items()
         ]
-        parameters.sort(key=lambda parameter: parameter.kind)
-        set_signature(flattened, [*parameters, *(one.replace(kind=one.KEYWORD_ONLY) for one in own)])
+        parameters = sorted([*parameters, *own], key=lambda parameter: parameter.kind)
+        places = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+        set_signature(flattened, parameters)
         descriptions = {name: field.description or "" for name, field in fields.items()}
         flattened.__doc__ = _docstring(inspect.getdoc(function) or "", descriptions)
         return flattened

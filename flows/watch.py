@@ -85,7 +85,7 @@ class Lines:
 
 
 class Seldom:
-    """Calls a function at most every so many seconds, and not before so many have passed since it was first asked to."""
+    """Calls a function at most every so many seconds, and not in the first so many after it was first asked to."""
 
     def __init__(self, every_s: float):
         self._every_s = every_s

@@ -1,7 +1,7 @@
 """Prefect's server for the time of one command, in a child process, without its pages.
 
-It starts while the command imports Prefect. Ctrl-C at the terminal does not reach it, so it can still record how the run
-ended, and it ends when its parent does, however that ends.
+It starts while the command imports Prefect. Ctrl-C at the terminal does not reach it, so it can still record how the
+run ended, and it ends when its parent does, however that ends.
 """
 
 import asyncio

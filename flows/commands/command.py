@@ -19,9 +19,9 @@ from models.settings import StoreSettings
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """How a command ended. Only one of `result` and `show` is called."""
 
-    result: dict[str, Any]  # what --json prints
+    result: Callable[[], dict[str, Any]]  # what --json prints
     show: Callable[[], None]  # prints for people
     problem: str = ""  # one line; not empty when the command did what it could and something is left
 
@@ -40,8 +40,9 @@ def command(name: str, *classes: type[BaseModel], positional: str = "") -> Calla
             # Whatever a library prints must not end up in the JSON.
             with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
                 outcome: Outcome = flattened(*values, **given)
+                result = outcome.result() if as_json else {}
             if as_json:
-                print(json.dumps(outcome.result, ensure_ascii=False, default=str))
+                print(json.dumps(result, ensure_ascii=False, default=str))
             else:
                 outcome.show()
             if outcome.problem:

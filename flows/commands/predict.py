@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @command("predict", PredictSettings, positional="source")
 def predict(
-    settings: PredictSettings, store: StoreSettings, direct: Annotated[bool, Parameter(negative="")] = False
+    settings: PredictSettings, store: StoreSettings, *, direct: Annotated[bool, Parameter(negative="")] = False
 ) -> Outcome:
     """Run a model over a folder or bucket of images; one row per image in a table.
 
@@ -45,7 +45,7 @@ def predict(
                 summary = predict_recorded(store.store, settings, watch)
         except order.Incomplete as error:
             summary, problem = error.summary, str(error)
-    return Outcome(asdict(summary), lambda: _show(summary), problem)
+    return Outcome(lambda: asdict(summary), lambda: _show(summary), problem)
 
 
 def _show(summary: "Summary") -> None:

@@ -1,0 +1,205 @@
+"""The views that SQL finds in a store. Only those that the query could name are made: a store may hold many tables.
+
+T            the newest row per image and model
+T_all        every row; an image that changed, or was tried again, has several
+T_labels     one row per label of T, T_objects one row per object
+models       one row per version of a model
+runs         one row per plan of any table: who claimed what, and what is still open
+shards       one row per part of any table: who computed it, how fast, with which counts
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import unquote
+
+import duckdb
+import pyarrow as pa
+
+from models.records import RESULT_FIELDS, part_schema
+from tasks import registry
+from tasks.storage import join, local_path, open_storage
+from tasks.table import Table
+
+# The columns that hold findings; each is unrolled by the view of that suffix.
+FINDINGS = [field.name for fields in RESULT_FIELDS.values() for field in fields]
+
+MODELS_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("name", "version", "model", "task", "architecture")),
+        ("labels", pa.list_(pa.string())),
+        ("source", pa.string()),
+        ("licence", pa.string()),
+        ("bytes", pa.int64()),
+        ("created_at", pa.string()),
+    ]
+)
+RUNS_SCHEMA = pa.schema(
+    [
+        ("table", pa.string()),
+        ("plan", pa.int64()),
+        ("model", pa.string()),
+        ("source", pa.string()),
+        ("images", pa.int64()),
+        ("shards", pa.int64()),
+        ("open_shards", pa.int64()),
+        ("created_at", pa.string()),
+    ]
+)
+
+Make = Callable[[duckdb.DuckDBPyConnection, str], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a table."""
+
+    plan: int
+    path: str  # as DuckDB reads it, glob characters escaped
+
+
+class Views:
+    """What SQL can name in one store."""
+
+    def __init__(self, store: str):
+        """`store` as `normalise` writes it. Asks the store for the names of its tables, nothing else."""
+        self.store = store
+        self.tables = open_storage(store).names(join(store, "tables"))
+        self._makers: dict[str, Make] = {"models": self._models, "runs": self._runs, "shards": self._shards}
+        for table in self.tables:
+            for column in FINDINGS:
+                self._makers[f"{table}_{column}"] = partial(self._findings, table, column)
+            self._makers[f"{table}_all"] = partial(self._all, table)
+        for table in self.tables:  # a table of its own name hides what another table would offer under it
+            self._makers[table] = partial(self._newest, table)
+
+    def names(self) -> list[str]:
+        """Every name that could be asked for; a table offers only the findings of its task."""
+        return sorted(self._makers)
+
+    def create(self, connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+        """Makes the views whose names stand in the SQL, anywhere."""
+        words = {word.lower() for word in re.findall(r"\w+", sql)}
+        for name, make in self._makers.items():
+            if name.lower() in words:
+                make(connection, name)
+
+    def _rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> tuple[str, bool]:
+        """A query for all rows with `model` and `plan`, and whether an image may occur twice for a model."""
+        files = Table(self.store, table)
+        schema = part_schema(files.task)
+        parts = {model: list(self._parts(files, model)) for model in files.models()}
+        selects = []
+        for model, of_model in parts.items():
+            paths = ", ".join(quoted(part.path) for part in of_model)
+            if of_model:
+                plan = r"CAST(regexp_extract(filename, '(\d+)-\d+\.parquet$', 1) AS INTEGER)"
+                columns = ", ".join(schema.names)
+                rows = f"read_parquet([{paths}], hive_partitioning = false)"
+                selects.append(f"SELECT {columns}, {quoted(unquote(model))} AS model, {plan} AS plan FROM {rows}")
+        if not selects:
+            none = f"{table} without rows"
+            connection.register(none, schema.append(pa.field("model", pa.string())).empty_table())
+            selects.append(f'SELECT *, 0 AS plan FROM "{none}"')
+        is_repeated = any(len({part.plan for part in of_model}) > 1 for of_model in parts.values())
+        return " UNION ALL ".join(selects), is_repeated
+
+    def _parts(self, table: Table, model: str) -> Iterator[Part]:
+        for name in sorted(table.part_names(model)):
+            uri = join(table.uri, "parts", f"model={model}", name)
+            path = uri if uri.startswith("s3://") else local_path(uri)
+            yield Part(int(name.partition("-")[0]), re.sub(r"([*?\[])", r"[\1]", path))
+
+    def _all(self, table: str, connection: duckdb.DuckDBPyConnection, name: str) -> None:
+        rows, _ = self._rows(connection, table)
+        connection.execute(f'CREATE VIEW "{name}" AS SELECT * EXCLUDE (plan) FROM ({rows})')
+
+    def _newest(self, table: str, connection: duckdb.DuckDBPyConnection, name: str) -> None:
+        connection.execute(f'CREATE VIEW "{name}" AS {self._newest_rows(connection, table)}')
+
+    def _newest_rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> str:
+        rows, is_repeated = self._rows(connection, table)
+        # The later plan saw the newer version; the time of prediction says less, an old shard may be computed last.
+        newest = "QUALIFY row_number() OVER (PARTITION BY image, model ORDER BY plan DESC) = 1" if is_repeated else ""
+        return f"SELECT * EXCLUDE (plan) FROM (SELECT * FROM ({rows}) {newest})"
+
+    def _findings(self, table: str, column: str, connection: duckdb.DuckDBPyConnection, name: str) -> None:
+        if column not in part_schema(Table(self.store, table).task).names:
+            return
+        rows = self._newest_rows(connection, table)
+        connection.execute(
+            f'CREATE VIEW "{name}" AS SELECT image, model, width, height, generate_subscripts({column}, 1) AS rank, '
+            f"unnest({column}, recursive := true) FROM ({rows})"
+        )
+
+    def _models(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
+        cards = [
+            {
+                "name": card.name,
+                "version": card.version,
+                "model": card.reference,
+                "task": str(card.task),
+                "architecture": card.architecture,
+                "labels": list(card.labels),
+                "source": card.source,
+                "licence": card.licence,
+                "bytes": sum(file["bytes"] for file in card.files.values()),
+                "created_at": card.created_at,
+            }
+            for card in registry.list_models(self.store)
+        ]
+        connection.register(name, pa.Table.from_pylist(cards, schema=MODELS_SCHEMA))
+
+    def _runs(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
+        runs = []
+        for table in (Table(self.store, table) for table in self.tables):
+            heads = table.heads()
+            done = {model: table.part_names(model) for model in {head.model for head in heads}}
+            runs += [
+                {
+                    "table": table.name,
+                    "plan": head.number,
+                    "model": head.model,
+                    "source": head.source,
+                    "images": sum(shard.images for shard in head.shards),
+                    "shards": len(head.shards),
+                    "open_shards": sum(shard.file_name not in done[head.model] for shard in head.shards),
+                    "created_at": head.created_at,
+                }
+                for head in heads
+            ]
+        connection.register(name, pa.Table.from_pylist(runs, schema=RUNS_SCHEMA))
+
+    def _shards(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
+        paths = [
+            part.path
+            for table in (Table(self.store, table) for table in self.tables)
+            for model in table.models()
+            for part in self._parts(table, model)
+        ]
+        connection.execute("CREATE TABLE part_statistics (file VARCHAR, statistics JSON)")
+        if paths:
+            files = ", ".join(map(quoted, paths))
+            connection.execute(
+                "INSERT INTO part_statistics SELECT file_name, decode(value)::JSON "
+                f"FROM parquet_kv_metadata([{files}]) WHERE decode(key) = 'pixelmill'"
+            )
+        connection.execute(
+            f"""CREATE VIEW "{name}" AS SELECT
+                regexp_extract(file, 'tables/([^/]+)/parts/[^/]+/[^/]+$', 1) AS "table",
+                statistics->>'model' AS model,
+                CAST(statistics->>'plan' AS BIGINT) AS plan,
+                CAST(statistics->>'shard' AS BIGINT) AS shard,
+                statistics->>'engine' AS engine,
+                statistics->>'host' AS host,
+                CAST(statistics->>'seconds' AS DOUBLE) AS seconds,
+                CAST(statistics->'by_status' AS MAP(VARCHAR, BIGINT)) AS by_status,
+                CAST(statistics->'stages' AS MAP(VARCHAR, DOUBLE)) AS stages
+            FROM part_statistics"""
+        )
+
+
+def quoted(text: str) -> str:
+    """An SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
