@@ -111,6 +111,7 @@ class S3Storage(Storage):
     connect_timeout_s = 5
     read_timeout_s = 15
     part_bytes = 16 << 20  # of a multipart upload, and of a download
+    keys_per_page = 1000  # of a listing, and the most that S3 gives
 
     def __init__(self) -> None:
         self._filesystem: S3FileSystem | None = None
@@ -254,16 +255,16 @@ class S3Storage(Storage):
         return sorted(found - {""})
 
     def is_folder(self, uri: str) -> bool:
-        return any(page["KeyCount"] for _, page in self._pages(uri, "/", MaxKeys=1))
+        return any(page.get("Contents") or page.get("CommonPrefixes") for _, page in self._pages(uri, "/", keys=1))
 
-    def _pages(self, uri: str, delimiter: str, **limits: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _pages(self, uri: str, delimiter: str, keys: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """The key prefix of a folder and its listing, page by page, each asked for anew."""
         key = split_s3(uri)[1].rstrip("/")
-        request: dict[str, Any] = {"Prefix": f"{key}/" if key else "", "Delimiter": delimiter, **limits}
+        request: dict[str, Any] = {"Prefix": f"{key}/" if key else "", "Delimiter": delimiter}
         while True:
-            page = self._request("list_objects_v2", uri, **request)
+            page = self._request("list_objects_v2", uri, MaxKeys=keys or self.keys_per_page, **request)
             yield request["Prefix"], page
-            if limits or not page.get("IsTruncated"):
+            if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
@@ -315,11 +316,12 @@ class S3Storage(Storage):
                     answer = self._request("upload_part", uri, PartNumber=number, Body=block, **upload)
                     parts.append({"PartNumber": number, "ETag": answer["ETag"]})
             self._request("complete_multipart_upload", uri, MultipartUpload={"Parts": parts}, IfNoneMatch="*", **upload)
-        except StorageError:
+        except BaseException:
             try:
                 self._request("abort_multipart_upload", uri, **upload)
             except StorageError as error:
-                logger.warning("an unfinished upload stays behind: %s", error)
+                if getattr(error, "code", "") != "NoSuchUpload":
+                    logger.warning("an unfinished upload stays behind: %s", error)
             raise
 
     def replace(self, uri: str, data: bytes) -> None:

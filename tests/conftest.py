@@ -1,0 +1,64 @@
+"""Fixtures: a folder or a bucket to put files into, and an S3 server in this process."""
+
+import logging
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks import storage
+
+SECRET = "a-secret-that-no-message-may-show"
+_AWS = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE")
+_AWS_CHECKSUMS = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of a moto server, which accepts any credentials."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Credentials of nobody, and no settings of this machine; the S3 storage is opened anew before and after."""
+    for name in (*_AWS, *_AWS_CHECKSUMS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anyone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    storage.OPENED.pop("s3", None)
+    yield monkeypatch
+    storage.OPENED.pop("s3", None)
+
+
+@pytest.fixture
+def bucket(s3_server: str, aws_environment: pytest.MonkeyPatch) -> str:
+    """The name of a new, empty bucket, with the environment set so that `open_storage` finds it."""
+    import botocore.session
+
+    aws_environment.setenv("AWS_ENDPOINT_URL", s3_server)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    client = botocore.session.get_session().create_client("s3", region_name="us-east-1")
+    client.create_bucket(Bucket=name)
+    client.close()
+    return name
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URI of an empty folder, on local disk and on S3 in turn: one test body serves both."""
+    if request.param == "local":
+        return str(tmp_path / "root")
+    return f"s3://{request.getfixturevalue('bucket')}/root"
