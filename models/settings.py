@@ -90,3 +90,27 @@ class StoreSettings(BaseModel):
         _uri("The store: a folder or a bucket prefix (s3://bucket/mill) that holds data sets, models and tables."),
         AfterValidator(_without_credentials),
     ] = "./mill"
+
+
+class ImportSettings(BaseModel):
+    """What to adopt as a model of the store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Annotated[
+        str,
+        _uri("torchvision:ARCHITECTURE, or an ONNX file that keeps the contract of the README."),
+        AfterValidator(_without_credentials),
+    ]
+    name: Annotated[str, Field(description="The model's name: letters, digits, _, - and '.'.", min_length=1)]
+    weights: Annotated[
+        str,
+        Field(
+            description="For torchvision: default (its best pretrained), none (random), the name of one of its weights, "
+            "or a file."
+        ),
+    ] = "default"
+    card: Annotated[str | None, Field(description="For an ONNX file: a JSON file with task, labels and input.")] = None
+    parity_images: Annotated[
+        str | None, Field(description="A folder of images to check the export on; by default made-up and shipped ones.")
+    ] = None

@@ -1,4 +1,4 @@
-"""SQL over a store, in an in-memory DuckDB that reads the store's Parquet files; it writes only where the SQL says COPY."""
+"""SQL over a store, in an in-memory DuckDB that reads its Parquet files; it writes only where the SQL says COPY."""
 
 import math
 import os

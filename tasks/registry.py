@@ -72,12 +72,12 @@ def resolve(store: str, reference: str) -> Card:
         raise NotFound(f"no model {name!r} in {store}; models there: {known}")
     if not at:
         return cards[-1]
-    alias = _aliases(store, name).get(version)
+    alias = aliases(store, name).get(version)
     if alias is not None and (card := find_version(store, name, alias)) is not None:
         return card
     known = ", ".join(card.version for card in cards)
-    aliases = ", ".join(_aliases(store, name)) or "none"
-    raise NotFound(f"no {reference!r} in {store}; versions of {name}: {known} (newest last); aliases: {aliases}")
+    others = ", ".join(aliases(store, name)) or "none"
+    raise NotFound(f"no {reference!r} in {store}; versions of {name}: {known} (newest last); aliases: {others}")
 
 
 def list_models(store: str, name: str | None = None) -> list[Card]:
@@ -161,7 +161,7 @@ def _read_card(store: str, name: str, version: str) -> Card:
         raise ModelError(f"{uri} is damaged: {type(error).__name__}: {error}") from None
 
 
-def _aliases(store: str, name: str) -> dict[str, str]:
+def aliases(store: str, name: str) -> dict[str, str]:
     """Alias → version."""
     uri = join(store, "models", name, ALIASES_FILE)
     try:

@@ -1,0 +1,40 @@
+"""`pixelmill import`: models that were made elsewhere."""
+
+from flows.commands.command import Outcome, command
+from models.settings import ImportSettings, StoreSettings
+
+
+@command("import", ImportSettings, positional="source")
+def adopt(settings: ImportSettings, store: StoreSettings) -> Outcome:
+    """Adopt pretrained weights or a foreign ONNX file as a model of the store.
+
+    For example:
+
+        pixelmill import torchvision:mobilenet_v2 --name mobilenet
+        pixelmill import torchvision:resnet50 --name resnet --weights ./resnet50.pth
+        pixelmill import ./model.onnx --name mine --card ./card.json
+
+    torchvision's weights are exported to ONNX and published only if PyTorch and
+    ONNX Runtime agree on real images; this needs the extra `train`. Doing the same
+    again makes nothing new.
+    """
+    from tasks.adopt import import_model
+
+    card = import_model(
+        settings.source,
+        settings.name,
+        store.store,
+        card_file=settings.card,
+        weights=settings.weights,
+        parity_images=settings.parity_images,
+    )
+    result = {"model": card.reference, "task": str(card.task), "architecture": card.architecture, "parity": card.parity}
+
+    def show() -> None:
+        print(f"{card.reference}: {card.architecture}, {card.task}, {len(card.labels):,} labels")
+        for what, value in card.parity.items():
+            print(f"  parity: {what} {value}")
+        print("next:")
+        print(f"  pixelmill predict FOLDER --model {card.name} --table NAME")
+
+    return Outcome(lambda: result, show)
