@@ -59,7 +59,7 @@ def _import_torchvision(architecture: str, name: str, store: str, weights: str, 
     from safetensors.torch import save_file
 
     from models.nets.pretrained import pretrained
-    from models.nets.untrained import build_untrained, wake
+    from models.nets.untrained import build_untrained
     from models.runtime.export import export_onnx
     from models.runtime.parity import MIN_IMAGES, check_parity
     from tasks.weights import apply_state, load_file, load_pretrained
@@ -78,7 +78,7 @@ def _import_torchvision(architecture: str, name: str, store: str, weights: str, 
     card = Card(name, "", entry.task, architecture, trained.labels, rule, score_floor=entry.score_floor)
     photographs, photograph_names = prepared_photographs(rule, MIN_IMAGES, images)
     if weights == "none":
-        wake(network, family.graph(network, card), photographs)
+        family.wake(network, card, photographs)
         card = replace(card, source=f"{TORCHVISION}{architecture} untrained")
     elif from_file:
         apply_state(network, load_file(Path(weights)), family.IGNORED_PREFIXES, architecture)

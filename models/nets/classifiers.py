@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.card import Card
+from models.nets.untrained import measure_batch_norms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,6 +50,11 @@ def graph(network: "nn.Module", card: Card) -> "nn.Module":
             return logits.softmax(dim=1)
 
     return Classifier().eval()
+
+
+def wake(network: "nn.Module", card: Card, images: NDArray[np.uint8]) -> None:
+    """Makes an untrained network respond to `images` [n, height, width, 3]."""
+    measure_batch_norms(network, graph(network, card), images)
 
 
 def reference(network: "nn.Module", card: Card) -> "Callable[[Tensor], dict[str, Tensor]]":

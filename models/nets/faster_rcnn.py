@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.card import Card
+from models.nets.untrained import measure_batch_norms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,6 +34,20 @@ def graph(network: Any, card: Card) -> "nn.Module":
     from models.nets.faster_rcnn_graph import FasterRcnnGraph
 
     return FasterRcnnGraph(network, card.input.height, card.input.width, card.score_floor).eval()
+
+
+def wake(network: Any, card: Card, images: NDArray[np.uint8]) -> None:
+    """Makes an untrained detector find objects, of random kinds and sizes, in `images` [n, height, width, 3]."""
+    import torch
+
+    from models.nets.normalisation import Normalise
+
+    normalise = Normalise(network.transform.image_mean, network.transform.image_std)
+    measure_batch_norms(network.backbone, lambda batch: network.backbone(normalise(batch)), images)
+    # As they are initialised, the heads give all classes the same score.
+    with torch.no_grad():
+        network.rpn.head.cls_logits.weight.mul_(20)
+        network.roi_heads.box_predictor.cls_score.weight.mul_(60)
 
 
 def reference(network: Any, card: Card) -> "Callable[[Tensor], dict[str, Tensor]]":

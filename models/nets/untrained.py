@@ -19,8 +19,8 @@ def build_untrained(build: "Callable[[], nn.Module]", seed: int = 0) -> "nn.Modu
         return build()
 
 
-def wake(network: "nn.Module", graph: "Callable[[Tensor], object]", images: NDArray[np.uint8]) -> None:
-    """Sets the statistics of every BatchNorm to those of `images` [n, height, width, 3].
+def measure_batch_norms(network: "nn.Module", forward: "Callable[[Tensor], object]", images: NDArray[np.uint8]) -> None:
+    """Sets the statistics of every BatchNorm to those that `forward` meets on `images` [n, height, width, 3].
 
     As they are initialised, the signal fades from layer to layer, until every image gets the same answer.
     """
@@ -33,7 +33,7 @@ def wake(network: "nn.Module", graph: "Callable[[Tensor], object]", images: NDAr
         norm.momentum = None  # the plain average over the images
         norm.train()
     with torch.no_grad():
-        graph(torch.from_numpy(images))
+        forward(torch.from_numpy(images))
     for norm, momentum in zip(norms, momentums, strict=True):
         norm.momentum = momentum
         norm.eval()

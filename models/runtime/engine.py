@@ -1,7 +1,6 @@
 """What runs a model: one small interface over ONNX Runtime and OpenVINO, and the choice between them."""
 
-import ctypes
-from importlib import metadata
+import logging
 from pathlib import Path
 from typing import Protocol
 
@@ -10,9 +9,12 @@ from numpy.typing import NDArray
 
 from models.card import Card
 from models.errors import ModelError, UsageError
+from models.runtime import gpu
 from models.runtime.results import ANSWERS
 from models.settings import Device
 from models.settings import Engine as EngineName
+
+logger = logging.getLogger("pixelmill.engine")
 
 # Texts by which the libraries below ONNX Runtime and OpenVINO say that memory ran out.
 _OUT_OF_MEMORY = (
@@ -26,6 +28,8 @@ _OUT_OF_MEMORY = (
     "unable to allocate",
 )
 
+_GPU_CONCURRENCY = 2  # one batch is computed while the next one is on its way to the device
+
 
 class OutOfMemory(Exception):
     """A batch did not fit in memory; a smaller one may."""
@@ -35,6 +39,7 @@ class Engine(Protocol):
     """A model loaded on one device. `run` may be called by `concurrency` threads at once."""
 
     name: str  # what was chosen, for people: "onnxruntime cpu fp32"
+    reason: str  # why
     device: str  # "cpu" or "cuda"
     concurrency: int
 
@@ -54,35 +59,51 @@ def open_engine(
 
     Raises ModelError if what was asked for is not installed or not there, or if the file breaks the ONNX contract.
     """
-    if engine == "openvino" and device == "cuda":
-        raise UsageError("OpenVINO runs on the CPU here: use --device cpu, or --engine onnxruntime for a GPU")
-    if engine != "openvino" and device != "cpu":
-        providers = gpu_providers()
-        if device == "cuda" or (providers and cuda_device_present()):
-            return OnnxRuntimeEngine(onnx_path, card, providers=require_gpu(providers), concurrency=2)
-    if engine != "onnxruntime":
-        from models.runtime import openvino
+    from models.runtime import openvino
 
-        reason = openvino.why_not(card)
-        if engine == "openvino" or reason is None:
-            return openvino.OpenVinoEngine(onnx_path, card, concurrency=threads)
-    return OnnxRuntimeEngine(onnx_path, card, providers=[], concurrency=threads)
+    if engine == "openvino":
+        if device == "cuda":
+            raise UsageError("OpenVINO runs on the CPU here: use --device cpu, or --engine onnxruntime for a GPU")
+        return openvino.OpenVinoEngine(onnx_path, card, concurrency=threads, reason="asked for")
+    if device != "cpu":
+        try:
+            return _open_on_gpu(onnx_path, card, reason="asked for" if device == "cuda" else "a GPU is there")
+        except ModelError as error:
+            if device == "cuda":
+                raise
+            if gpu.device_present():
+                logger.warning("the GPU is not used: %s", error)
+    if engine == "onnxruntime":
+        return OnnxRuntimeEngine(onnx_path, card, concurrency=threads, reason="asked for")
+    refusal = openvino.why_not(card)
+    if refusal is None:
+        return openvino.OpenVinoEngine(onnx_path, card, concurrency=threads, reason="it agrees with PyTorch")
+    return OnnxRuntimeEngine(onnx_path, card, concurrency=threads, reason=refusal)
 
 
 class OnnxRuntimeEngine:
     """One session. On the CPU each call runs on its calling thread alone, so that calls from all cores run at once."""
 
-    def __init__(self, onnx_path: str | Path, card: Card, *, providers: list[str], concurrency: int):
-        """`providers`: GPU providers, best first; none means the CPU. Raises ModelError, also when none comes up."""
+    def __init__(
+        self,
+        onnx_path: str | Path,
+        card: Card,
+        *,
+        concurrency: int,
+        reason: str = "",
+        providers: list[tuple[str, dict]] | None = None,
+    ):
+        """`providers`: GPU providers with their options, best first. Raises ModelError, also when none comes up."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what fails is raised, and said once
+        # With the arena and without patterns, memory stays flat over batches of any size; without the arena a run takes
+        # a third more time, and patterns, or shrinking the arena after each run, hold more at the peak.
         options.enable_mem_pattern = False
-        self.device = "cuda" if providers else "cpu"
-        self.concurrency = concurrency
+        providers = providers or []
         try:
             # Without enable_fallback=False a provider that fails is replaced by the CPU, with a print on stdout.
             self._session = onnxruntime.InferenceSession(
@@ -91,12 +112,15 @@ class OnnxRuntimeEngine:
         except Exception as error:
             raise ModelError(f"cannot load {card.reference} from {onnx_path}: {' '.join(str(error).split())}") from None
         active = self._session.get_providers()
-        if providers and not any(provider in active for provider in providers):
-            raise ModelError(_no_gpu(f"the session came up with {', '.join(active)} only"))
+        if providers and active[0] != providers[0][0]:
+            raise ModelError(gpu.no_gpu(f"{providers[0][0]} did not start, the session has {', '.join(active)}"))
         check_contract(self._session, card)
         self._output_names = [output.name for output in ANSWERS[card.task].outputs]
-        short = {"TensorrtExecutionProvider": "tensorrt", "CUDAExecutionProvider": "cuda"}
-        self.name = f"onnxruntime {short.get(active[0], 'cpu')} fp32"
+        on = {gpu.TENSORRT: "tensorrt", gpu.CUDA: "cuda"}.get(active[0], "cpu")
+        self.device = "cuda" if providers else "cpu"
+        self.name = f"onnxruntime {on} fp32"
+        self.reason = reason
+        self.concurrency = concurrency
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray]:
         """See `Engine.run`."""
@@ -109,6 +133,18 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         del self._session
+
+
+def _open_on_gpu(onnx_path: str | Path, card: Card, reason: str) -> OnnxRuntimeEngine:
+    """With the fastest providers that come up. Raises ModelError if none does."""
+    failure: ModelError | None = None
+    for providers in gpu.provider_choices(card.input.height, card.input.width):
+        try:
+            return OnnxRuntimeEngine(onnx_path, card, concurrency=_GPU_CONCURRENCY, reason=reason, providers=providers)
+        except ModelError as error:
+            failure = error
+    assert failure is not None
+    raise failure
 
 
 def as_out_of_memory(error: Exception) -> Exception:
@@ -129,82 +165,12 @@ def check_contract(session, card: Card) -> None:
         have = "; ".join(f"{name}: {kind} {shape}" for name, (kind, shape) in found.items())
         raise ModelError(f"{card.reference}: expected the one input {expected}, the file has {have}")
     if isinstance(shape[0], int):
-        raise ModelError(
-            f"{card.reference}: the batch of input images is fixed at {shape[0]}; export it with a dynamic batch"
-        )
+        raise ModelError(f"{card.reference}: the input's batch is fixed at {shape[0]}; export it with a dynamic batch")
     outputs = {o.name: (o.type, len(o.shape or [])) for o in session.get_outputs()}
     for output in ANSWERS[card.task].outputs:
         if outputs.get(output.name) != (output.onnx_type, output.rank):
-            have = ", ".join(f"{name}: {kind} rank {rank}" for name, (kind, rank) in outputs.items())
+            have = ", ".join(f"{name}: {kind} of rank {rank}" for name, (kind, rank) in outputs.items())
             raise ModelError(
                 f"{card.reference}: a {card.task} model needs the output {output.name}: {output.onnx_type} of rank "
                 f"{output.rank}, the file has {have}"
             )
-
-
-def gpu_providers() -> list[str]:
-    """The GPU providers that the installed ONNX Runtime has, best first; TensorRT only if its library can be loaded."""
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
-    found = []
-    if "TensorrtExecutionProvider" in available and _loads("libnvinfer.so.10"):
-        found.append("TensorrtExecutionProvider")
-    if "CUDAExecutionProvider" in available:
-        found.append("CUDAExecutionProvider")
-    return found
-
-
-def cuda_device_present() -> bool:
-    """Whether the NVIDIA driver is there and reports a device."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-
-
-def require_gpu(providers: list[str]) -> list[str]:
-    """The providers, if they can work at all. Raises ModelError with what is installed and the fix."""
-    if not providers:
-        raise ModelError(_no_gpu("it has no CUDA provider"))
-    if not cuda_device_present():
-        raise ModelError(_no_gpu("the NVIDIA driver reports no device"))
-    return providers
-
-
-def _no_gpu(found: str) -> str:
-    """One line: what is installed, what it offers, and how to mend it."""
-    import onnxruntime
-
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
-    have = (
-        f"{' and '.join(installed)} {onnxruntime.__version__} with {', '.join(onnxruntime.get_available_providers())}"
-    )
-    if len(installed) == 2:
-        fix = (
-            "the two packages overwrite each other's files: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
-        )
-    elif installed == ["onnxruntime-gpu"]:
-        fix = "check nvidia-smi, and that CUDA and cuDNN match this version"
-    else:
-        fix = "pip uninstall -y onnxruntime && pip install 'pixelmill[gpu]'"
-    return f"--device cuda is not possible: {found}. Installed: {have}. To mend: {fix}; or use --device cpu"
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True

@@ -38,7 +38,9 @@ class OpenVinoEngine:
 
     device = "cpu"
 
-    def __init__(self, onnx_path: str | Path, card: Card, *, concurrency: int, precision: str | None = None):
+    def __init__(
+        self, onnx_path: str | Path, card: Card, *, concurrency: int, reason: str = "", precision: str | None = None
+    ):
         """`precision` is `bf16` or `fp32`; by default bf16 where the CPU has it and the card's parity record allows it.
 
         Raises ModelError if the package is missing or cannot read the model.
@@ -64,6 +66,7 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise ModelError(f"OpenVINO cannot run {card.reference}: {' '.join(str(error).split())}") from None
         self.name = f"openvino cpu {precision}"
+        self.reason = reason
         self.concurrency = concurrency
         self._requests: queue.SimpleQueue = queue.SimpleQueue()
         for _ in range(concurrency):

@@ -153,7 +153,7 @@ def check_invariance(card: Card, onnx_path: Path, images: NDArray[np.uint8]) -> 
 
     Raises ModelError for a broken contract, or ParityError.
     """
-    engine = OnnxRuntimeEngine(onnx_path, card, providers=[], concurrency=1)
+    engine = OnnxRuntimeEngine(onnx_path, card, concurrency=1)
     try:
         alone = _joined([engine.run(images[i : i + 1]) for i in range(len(images))])
         check_values(card, alone)
@@ -203,7 +203,7 @@ def _compare_with_torch(
         alone = [reference(torch.from_numpy(images[i : i + 1])) for i in range(len(images))]
     expected = _joined([{name: value.numpy() for name, value in outputs.items()} for outputs in alone])
 
-    engine: Engine = OnnxRuntimeEngine(onnx_path, card, providers=[], concurrency=1)
+    engine: Engine = OnnxRuntimeEngine(onnx_path, card, concurrency=1)
     measured = _measure(engine, card, expected, images, "fp32")
     if not measured["agrees"]:
         raise ParityError(
