@@ -1,6 +1,7 @@
 """What people see: progress bars and logs on stderr, tables on stdout."""
 
 import contextlib
+import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,9 @@ from flows.watch import Lines, Overall, Watch
 
 if TYPE_CHECKING:
     from tasks.work import SlotProgress
+
+
+WIDEST = 10_000  # columns of a table on a pipe
 
 
 class _ConsoleLog(logging.Handler):
@@ -93,20 +97,26 @@ def print_table(
     for row in rows:
         table.add_row(*(escape(shorten(value, cell)) for value in row))
     console = Console(file=sys.stdout)
-    # On a pipe there is no width to keep to.
-    console.print(table, width=None if console.is_terminal else max(console.width, console.measure(table).maximum))
+    if not console.is_terminal:  # a pipe has no width to keep to
+        wide = console.options.update(width=WIDEST)
+        console.width = max(console.width, console.measure(table, options=wide).maximum)
+    console.print(table)
 
 
 def shorten(value: Any, length: int) -> str:
     """The value as one line of at most so many characters."""
-    text = (
-        ""
-        if value is None
-        else f"{value:,}"
-        if type(value) is int
-        else f"{value:.4g}"
-        if type(value) is float
-        else str(value)
-    )
-    text = " ".join(text.split()) if "\n" in text else text
+    match value:
+        case None:
+            text = ""
+        case bool() | str():
+            text = str(value)
+        case int():
+            text = f"{value:,}"
+        case float():
+            text = f"{value:.4g}"
+        case list() | dict() | tuple():
+            text = json.dumps(value, ensure_ascii=False)
+        case _:
+            text = str(value)
+    text = text.translate({ord("\n"): "↵", ord("\r"): "↵", ord("\t"): " "})
     return text if len(text) <= length else f"{text[: length - 1]}…"

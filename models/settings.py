@@ -15,7 +15,7 @@ _NO_CREDENTIALS = r"^(?![^/?#]+://[^/?#]*@)"
 def _without_credentials(uri: str) -> str:
     if not re.match(_NO_CREDENTIALS, uri):
         raise ValueError(
-            "credentials do not belong in a URI: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+            "credentials do not belong in a URI: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     return uri
 
@@ -71,7 +71,7 @@ class PredictSettings(BaseModel):
         int | None,
         Field(
             ge=1,
-            description="Images per shard: computed, written and retried as one; by default 64 to 1024, by their number.",
+            description="Images per shard: computed, written and retried as one; 64 to 1024 by default.",
         ),
     ] = None
     slots: Annotated[
@@ -106,7 +106,7 @@ class ImportSettings(BaseModel):
     weights: Annotated[
         str,
         Field(
-            description="For torchvision: default (its best pretrained), none (random), the name of one of its weights, "
+            description="For torchvision: default (the pretrained ones), none (random), the name of a weights entry, "
             "or a file."
         ),
     ] = "default"

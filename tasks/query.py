@@ -16,7 +16,7 @@ import duckdb
 
 from models.errors import NotFound, PixelmillError, StorageError, UsageError
 from tasks.storage import normalise
-from tasks.views import Views, quoted
+from tasks.views import FINDINGS, Views, quoted
 
 Form = Literal["csv", "json", "parquet"]
 
@@ -48,10 +48,10 @@ def database(store: str, sql: str) -> Iterator[duckdb.DuckDBPyConnection]:
                 "autoinstall_known_extensions": "false",  # nothing is ever downloaded
                 "allow_unredacted_secrets": "false",
                 "temp_directory": scratch,
-                "TimeZone": "UTC",
             },
         )
         try:
+            connection.execute("SET TimeZone = 'UTC'")
             if "s3://" in views.store or "s3://" in sql:
                 enable_s3(connection)
             views.create(connection, sql)
@@ -72,7 +72,10 @@ def ask(store: str, sql: str, limit: int | None = None) -> Answer:
             total += batch.num_rows
             wanted = batch.num_rows if limit is None else min(batch.num_rows, limit - len(rows))
             if wanted > 0:
-                columns = [[plain(value) for value in column.to_pylist()] for column in batch.slice(0, wanted).columns]
+                columns = [
+                    [plain(value) for value in column.to_pylist(maps_as_pydicts="lossy")]
+                    for column in batch.slice(0, wanted).columns
+                ]
                 rows += zip(*columns, strict=True)
         return Answer(reader.schema.names, rows, total)
 
@@ -145,8 +148,13 @@ def _in_one_line(error: duckdb.Error, views: Views) -> PixelmillError:
     message = " ".join(text.split())
     unknown = re.search(r"Table with name (\S+) does not exist", message)
     if unknown:
-        known = ", ".join(views.names()) or "none yet"
-        return NotFound(f"no table or view {unknown[1]!r} in {views.store}; there are: {known}")
+        tables = ", ".join(views.tables) or "none yet"
+        findings = " or ".join(f"T_{column}" for column in FINDINGS)
+        others = ", ".join(views.of_store)
+        return NotFound(
+            f"no table or view {unknown[1]!r} in {views.store}; tables there: {tables}; "
+            f"each table T is also there as T_all and, by its task, {findings}; other views: {others}"
+        )
     if isinstance(error, duckdb.HTTPException):
         return StorageError(f"{views.store} does not answer: {message}")
     return UsageError(message)

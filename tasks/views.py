@@ -66,17 +66,14 @@ class Views:
         """`store` as `normalise` writes it. Asks the store for the names of its tables, nothing else."""
         self.store = store
         self.tables = open_storage(store).names(join(store, "tables"))
-        self._makers: dict[str, Make] = {"models": self._models, "runs": self._runs, "shards": self._shards}
+        self.of_store: dict[str, Make] = {"models": self._models, "runs": self._runs, "shards": self._shards}
+        self._makers = dict(self.of_store)
         for table in self.tables:
             for column in FINDINGS:
                 self._makers[f"{table}_{column}"] = partial(self._findings, table, column)
             self._makers[f"{table}_all"] = partial(self._all, table)
         for table in self.tables:  # a table of its own name hides what another table would offer under it
             self._makers[table] = partial(self._newest, table)
-
-    def names(self) -> list[str]:
-        """Every name that could be asked for; a table offers only the findings of its task."""
-        return sorted(self._makers)
 
     def create(self, connection: duckdb.DuckDBPyConnection, sql: str) -> None:
         """Makes the views whose names stand in the SQL, anywhere."""

@@ -32,8 +32,9 @@ def adopt(settings: ImportSettings, store: StoreSettings) -> Outcome:
 
     def show() -> None:
         print(f"{card.reference}: {card.architecture}, {card.task}, {len(card.labels):,} labels")
-        for what, value in card.parity.items():
-            print(f"  parity: {what} {value}")
+        if card.parity:
+            largest = ", ".join(f"{what} {difference:.2g}" for what, difference in card.parity["largest"].items())
+            print(f"agrees with PyTorch on {card.parity['compared']} images; largest differences: {largest}")
         print("next:")
         print(f"  pixelmill predict FOLDER --model {card.name} --table NAME")
 

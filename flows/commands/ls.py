@@ -1,7 +1,7 @@
 """`pixelmill ls`: what is in the store."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flows.commands.command import Outcome, command
 from models.settings import StoreSettings
@@ -35,10 +35,13 @@ def ls(store: StoreSettings, what: Literal["all", "datasets", "models", "tables"
     return Outcome(lambda: asdict(found), lambda: _show(found, store.store))
 
 
+NUMBERS = ("images", "plans", "open shards", "size")
+
+
 def _show(found: "Inventory", store: str) -> None:
     from flows.console import print_table
 
-    kinds = {"data sets": found.datasets, "models": found.models, "tables": found.tables}
+    kinds: dict[str, list[Any]] = {"data sets": found.datasets, "models": found.models, "tables": found.tables}
     for title, entries in kinds.items():
         if not entries:
             continue
@@ -48,10 +51,7 @@ def _show(found: "Inventory", store: str) -> None:
         print(f"nothing in {store} yet; a first model: pixelmill import torchvision:mobilenet_v2 --name mobilenet")
 
 
-NUMBERS = ("images", "plans", "open shards", "size")
-
-
-def _for_people(entry: dict) -> dict[str, object]:
+def _for_people(entry: dict[str, Any]) -> dict[str, object]:
     shown: dict[str, object] = {}
     for key, value in entry.items():
         match key:
@@ -64,12 +64,9 @@ def _for_people(entry: dict) -> dict[str, object]:
     return shown
 
 
-def _size(count: int) -> str:
-    amount = float(count)
+def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            break
-        amount /= 1000
-    else:
-        unit = "TB"
-    return f"{amount:.3g} {unit}"
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
