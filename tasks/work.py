@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from models.errors import ModelError, PixelmillError
+from models.errors import ModelError, PixelmillError, StorageError
 from tasks.shard_queue import ShardQueue
 from tasks.slot import SlotConfig
 from tasks.slot_process import SlotProcess, cool_down, take_warm
@@ -24,7 +24,7 @@ from tasks.table import Shard, Table
 log = logging.getLogger("pixelmill")
 
 SHARDS_AHEAD = 2  # given to a slot at once: one to compute, one to read ahead
-PAUSES_S = (2.0, 10.0)  # before a failed shard is tried again
+PAUSES_S = (2.0, 10.0, 30.0)  # before a failed shard, or a store that does not answer, is tried again
 SILENCE_S = 600.0  # a slot that reports nothing for so long is ended
 STRIKES = 2  # shards given up in a row, after which the slot does not try the rest
 STARTS = 2  # times that a process may die before it has loaded the model
@@ -103,6 +103,8 @@ class Supervisor:
         self._poison: dict[Shard, dict[int, str]] = {}
         self._false_starts = 0
         self._strikes = 0  # shards given up since the last commit
+        self._outages = 0  # times in a row that the store did not answer
+        self._ask_again_at = 0.0
         self._is_giving_up = False
         self._is_stopped = False
         self._base = SlotProgress(report.slot, 0, total, 0.0, {}, {})  # what earlier processes of this slot did
@@ -116,7 +118,7 @@ class Supervisor:
         """Works until nothing is left to take. Raises ModelError when the model cannot be loaded at all."""
         isolated = replace(self._config, isolated=True)
         while True:
-            while self._run_process(self._config, self._next_shard, self._shards.is_pausing):
+            while self._run_process(self._config, self._next_shard, self._is_pausing):
                 pass
             if not self._suspects or self._is_giving_up:
                 return
@@ -124,11 +126,26 @@ class Supervisor:
                 self._run_process(isolated, self._next_suspect, lambda: False)
 
     def _next_shard(self, is_idle: bool) -> Shard | None:
-        shard = self._shards.take()
-        if shard is None and is_idle:
-            self._shards.refill()
+        """The next shard, or None; a store that does not answer is asked again after a pause, and in the end raises."""
+        if time.monotonic() < self._ask_again_at:
+            return None
+        try:
             shard = self._shards.take()
+            if shard is None and is_idle:
+                self._shards.refill()
+                shard = self._shards.take()
+        except StorageError as error:
+            if self._outages == len(PAUSES_S):
+                raise
+            log.warning("the store does not answer, next try in %.0f s: %s", PAUSES_S[self._outages], error)
+            self._ask_again_at = time.monotonic() + PAUSES_S[self._outages]
+            self._outages += 1
+            return None
+        self._outages = 0
         return shard
+
+    def _is_pausing(self) -> bool:
+        return self._outages > 0 or self._shards.is_pausing()
 
     def _next_suspect(self, is_idle: bool) -> Shard | None:
         return self._suspects.pop(0) if self._suspects else None
