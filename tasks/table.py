@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -63,11 +62,17 @@ class Table:
         self.name = name
         self.uri = join(store, "tables", name)
         self.storage = storage or open_storage(store)
+        self._definition: dict[str, Any] | None = None
         self._heads: dict[int, PlanHead] = {}  # plans never change, so what was read once stays true
 
-    @cached_property
+    @property
     def definition(self) -> dict[str, Any]:
         """`table.json`: `task` and `settings`. Raises NotFound when the table has not been made."""
+        if self._definition is None:
+            self._definition = self._read_definition()
+        return self._definition
+
+    def _read_definition(self) -> dict[str, Any]:
         try:
             return json.loads(self.storage.read(join(self.uri, "table.json")))
         except FileNotFoundError:
