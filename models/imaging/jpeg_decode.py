@@ -15,10 +15,10 @@ from models.records import Status
 
 
 def decode_jpeg(data: bytes, header: JpegHeader, buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pixels [height, width, 3] as stored, in `buffer`, which holds at least height·width·components bytes.
+    """Pixels [height, width, 3] as stored, in `buffer`: at least height·width·3 bytes, or ·4 if it has 4 components.
 
     Raises Rejected: corrupt, also where only the middle of the file is damaged; unsupported for what cannot be decoded
-    strictly, which is two or more than four components, and rare chroma subsampling such as 3x1.
+    strictly, which is two or more than four components, and rare chroma subsampling such as 3x1. Raises MemoryError.
     """
     if header.components not in (1, 3, 4):
         raise Rejected(Status.UNSUPPORTED, f"JPEG with {header.components} components; 1, 3 or 4 are read here")
@@ -28,12 +28,10 @@ def decode_jpeg(data: bytes, header: JpegHeader, buffer: NDArray[np.uint8]) -> N
         try:
             pixels = simplejpeg.decode_jpeg(data, space, buffer=buffer, strict=True)
             break
-        except MemoryError as error:
-            raise Rejected(Status.CORRUPT, "JPEG: needs more memory than there is") from error
         except ValueError as error:
             reason = str(error)
             if "nsufficient memory" in reason:  # libjpeg's own words
-                raise Rejected(Status.CORRUPT, "JPEG: needs more memory than there is") from MemoryError(reason)
+                raise MemoryError(reason) from None
             if "subsampling level" in reason:
                 raise Rejected(Status.UNSUPPORTED, f"JPEG with chroma subsampling {header.sampling}") from None
             better = None if reason in mended else mend(data, header, reason)

@@ -20,32 +20,39 @@ Image.MAX_IMAGE_PIXELS = None
 # Decoding runs in threads, where `warnings.catch_warnings` is not safe; what Pillow would say ends in the image's row.
 _QUIET: Any = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
+_PNG_END = b"IEND\xaeB`\x82"  # the last chunk and its checksum, always the same
+
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 def open_image(data: bytes, format_name: str) -> Image.Image:
-    """Reads the header only, by the one decoder named. Raises Rejected (corrupt)."""
+    """Reads the header only, by the one decoder named. Raises Rejected (corrupt), MemoryError."""
     if _QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
+    if format_name == "PNG" and _PNG_END not in data:  # Pillow is content with all pixels
+        raise Rejected(Status.CORRUPT, "PNG: it is cut off before its end")
     try:
         return Image.open(io.BytesIO(data), formats=[format_name])
     except UnidentifiedImageError as error:  # its own words hold an address in memory, which no two runs share
         raise Rejected(Status.CORRUPT, f"{format_name}: its header cannot be read") from error
-    except MemoryError as error:
-        raise Rejected(Status.CORRUPT, f"{format_name}: needs more memory than there is") from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's plug-ins let whatever their parsing meets escape
         raise Rejected(Status.CORRUPT, f"{format_name}: {_one_line(error)}") from error
 
 
 def decode_image(image: Image.Image) -> tuple[NDArray[np.uint8], int]:
-    """Pixels [height, width, 3] as stored, and the orientation still to be applied. Raises Rejected (corrupt)."""
+    """Pixels [height, width, 3] as stored, and the orientation still to be applied.
+
+    Raises Rejected (corrupt), MemoryError.
+    """
     name = image.format
     try:
         image.load()
         orientation = exif_orientation(image.info.get("exif") or b"")
         return np.ascontiguousarray(_to_rgb(image)), orientation
-    except MemoryError as error:
-        raise Rejected(Status.CORRUPT, f"{name}: needs more memory than there is") from error
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         raise Rejected(Status.CORRUPT, f"{name}: {_one_line(error)}") from error
 

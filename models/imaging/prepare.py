@@ -45,6 +45,8 @@ class Preparer:
         try:
             pixels, orientation = self._decode(data)  # [height, width, 3] as stored
             return self._fit(pixels, orientation, out)
+        except MemoryError as error:
+            raise Rejected(Status.CORRUPT, "it needs more memory than there is") from error
         finally:
             if self._pixels.nbytes > _KEPT_BYTES:
                 self._pixels = np.empty(0, np.uint8)
@@ -57,7 +59,7 @@ class Preparer:
             if has_more_scans(data, header, self.limits.max_jpeg_scans):
                 raise Rejected(Status.TOO_LARGE, f"more than {self.limits.max_jpeg_scans} JPEG scans")
             return decode_jpeg(
-                data, header, self._buffer(header.height * header.width * header.components)
+                data, header, self._buffer(header.height * header.width * max(3, header.components))
             ), header.orientation
         if name == "WEBP" and (canvas := webp_canvas(data)):
             self._check_size(canvas.width, canvas.height)
