@@ -1,6 +1,6 @@
 """`pixelmill import`: models that were made elsewhere."""
 
-from flows.commands.command import Outcome, command
+from flows.commands.command import Outcome, command, store_flag
 from models.settings import ImportSettings, StoreSettings
 
 
@@ -36,6 +36,6 @@ def adopt(settings: ImportSettings, store: StoreSettings) -> Outcome:
             largest = ", ".join(f"{what} {difference:.2g}" for what, difference in card.parity["largest"].items())
             print(f"agrees with PyTorch on {card.parity['compared']} images; largest differences: {largest}")
         print("next:")
-        print(f"  pixelmill predict FOLDER --model {card.name} --table NAME")
+        print(f"  pixelmill predict FOLDER --model {card.name} --table NAME{store_flag(store.store)}")
 
     return Outcome(lambda: result, show)

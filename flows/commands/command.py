@@ -4,6 +4,8 @@ import contextlib
 import functools
 import inspect
 import json
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +58,12 @@ def command(name: str, *classes: type[BaseModel], positional: str = "") -> Calla
         return app
 
     return decorate
+
+
+def store_flag(store: str) -> str:
+    """What a command that is suggested needs to reach the same store."""
+    default = os.environ.get("PIXELMILL_STORE") or StoreSettings.model_fields["store"].default
+    return "" if store == default else f" --store {shlex.quote(store)}"
 
 
 def _after_summary(docstring: str) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.commands.command import Outcome, command
+from flows.commands.command import Outcome, command, store_flag
 from models.settings import StoreSettings
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def _show(found: "Inventory", store: str) -> None:
         rows = [_for_people(asdict(entry)) for entry in entries]
         print_table(list(rows[0]), [list(row.values()) for row in rows], title=title, right=NUMBERS)
     if not any(kinds.values()):
-        print(f"nothing in {store} yet; a first model: pixelmill import torchvision:mobilenet_v2 --name mobilenet")
+        print(
+            f"nothing in {store} yet; a first model: pixelmill import torchvision:mobilenet_v2 --name mobilenet{store_flag(store)}"
+        )
 
 
 def _for_people(entry: dict[str, Any]) -> dict[str, object]:

