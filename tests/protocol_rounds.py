@@ -455,6 +455,13 @@ def _is_temporary(name: str) -> bool:
     return os.path.basename(name).startswith(TEMPORARY_PREFIX) and not name.endswith(".parquet")
 
 
+def _is_definition(data: bytes) -> bool:
+    try:
+        return json.loads(data)["settings"] == SETTINGS
+    except ValueError:
+        return False
+
+
 def _whole(name: str, data: bytes) -> pq.ParquetFile:
     """The Parquet file, every page of which has been read and its checksum compared."""
     try:
@@ -484,10 +491,8 @@ def check_disk(world: World) -> dict[Key, Row]:
             plans[int(match["plan"])] = _whole(name, data)
         elif match["model"]:
             parts[match["model"], int(match["of"]), int(match["shard"])] = _whole(name, data)
-        elif data and json.loads(data)["settings"] != SETTINGS:
-            raise Violation(f"{name} holds {data!r}")
-        elif not data:
-            raise Violation(f"a reader sees {name} empty")
+        elif not _is_definition(data):
+            raise Violation(f"a reader sees {name} torn: {data!r}")
     if sorted(plans) != list(range(1, len(plans) + 1)):
         raise Violation(f"plans {sorted(plans)} leave a gap")
     claims = _check_claims(plans)
