@@ -4,6 +4,7 @@ The usual AWS environment variables and profiles decide on endpoint, region, cre
 filesystem only the session and the event loop are used: its path methods rewrite keys that look like URLs or versions.
 """
 
+import asyncio
 import io
 import logging
 import os
@@ -33,6 +34,7 @@ logger = logging.getLogger("pixelmill.storage")
 
 _CONNECTIONS = 64  # reader threads of one process share them
 _BLOCK_BYTES = 1 << 20
+_SLOWEST_UPLOAD_BYTES_PER_S = 100_000
 
 _CONNECTION_TROUBLE = (
     boto.HTTPClientError,
@@ -108,8 +110,8 @@ class S3Storage(Storage):
     tries = 5
     first_delay_s = 0.25  # doubled after each try, and spread at random so that readers do not come back together
     patience_s = 30.0  # no new try starts later than this
-    connect_timeout_s = 5
-    read_timeout_s = 15
+    connect_timeout_s = 5.0
+    read_timeout_s = 15.0  # between two pieces of an answer
     part_bytes = 16 << 20  # of a multipart upload, and of a download
     keys_per_page = 1000  # of a listing, and the most that S3 gives
 
@@ -140,10 +142,15 @@ class S3Storage(Storage):
     def send(self, operation: str, max_bytes: int | None = None, **request: Any) -> dict[str, Any]:
         """One request and its answer, never retried; a body comes as bytes, empty if it is longer than `max_bytes`."""
 
+        # The client's own timeouts do not cover a server that takes a connection, but not the body.
+        limit_s = (
+            self.connect_timeout_s + self.read_timeout_s + len(request.get("Body", b"")) / _SLOWEST_UPLOAD_BYTES_PER_S
+        )
+
         async def exchange() -> dict[str, Any]:
             client = await filesystem.set_session()
             self._endpoint_url = client.meta.endpoint_url
-            answer = await getattr(client, operation)(**request)
+            answer = await asyncio.wait_for(getattr(client, operation)(**request), limit_s)
             if "Body" in answer:
                 async with answer["Body"] as body:
                     wanted = max_bytes is None or answer["ContentLength"] <= max_bytes

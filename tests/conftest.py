@@ -4,10 +4,14 @@ import logging
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tasks import storage
+
+if TYPE_CHECKING:
+    from tasks.storage_s3 import S3Storage
 
 SECRET = "a-secret-that-no-message-may-show"
 _AWS = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE")
@@ -16,15 +20,18 @@ _AWS_CHECKSUMS = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VAL
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The endpoint of a moto server, which accepts any credentials."""
+    """The endpoint of a moto server, which accepts any credentials, and multipart uploads of small parts."""
+    import moto.s3.models
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 1)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        server.stop()
 
 
 @pytest.fixture
@@ -38,21 +45,26 @@ def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anyone")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    storage.OPENED.pop("s3", None)
+    monkeypatch.delitem(storage.OPENED, "s3", raising=False)
     yield monkeypatch
     storage.OPENED.pop("s3", None)
 
 
-@pytest.fixture
-def bucket(s3_server: str, aws_environment: pytest.MonkeyPatch) -> str:
-    """The name of a new, empty bucket, with the environment set so that `open_storage` finds it."""
-    import botocore.session
+@pytest.fixture(scope="session")
+def s3_storage() -> "S3Storage":
+    """The one client of the moto server; to make one takes longer than most tests."""
+    from tasks.storage_s3 import S3Storage
 
+    return S3Storage()
+
+
+@pytest.fixture
+def bucket(s3_server: str, s3_storage: "S3Storage", aws_environment: pytest.MonkeyPatch) -> str:
+    """The name of a new, empty bucket; `open_storage` finds it through the environment, here and in children."""
     aws_environment.setenv("AWS_ENDPOINT_URL", s3_server)
+    aws_environment.setitem(storage.OPENED, "s3", s3_storage)
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    client = botocore.session.get_session().create_client("s3", region_name="us-east-1")
-    client.create_bucket(Bucket=name)
-    client.close()
+    s3_storage.send("create_bucket", Bucket=name)
     return name
 
 
