@@ -71,7 +71,7 @@ def _show(top: "Answer", summary: "Summary", photos: Path, seconds: float, store
     print_table(top.columns, top.rows, right=("score",))
     print(f"{top.total} rows in the table {TABLE}, {summary.rows} of them new; {seconds} s in all\n")
     print("try next:")
-    for command, what in (
+    for arguments, what in (
         (
             f"predict {shlex.quote(str(photos))} --model mobilenet --table {TABLE}",
             "all done already: it writes nothing",
@@ -83,4 +83,4 @@ def _show(top: "Answer", summary: "Summary", photos: Path, seconds: float, store
         ("predict FOLDER --model mobilenet --table NAME", "your own images"),
     ):
         comment = f"    # {what}" if what else ""
-        print(f"  pixelmill {command}{store_flag(store)}{comment}")
+        print(f"  pixelmill {arguments}{store_flag(store)}{comment}")

@@ -48,9 +48,8 @@ def _show(found: "Inventory", store: str) -> None:
         rows = [_for_people(asdict(entry)) for entry in entries]
         print_table(list(rows[0]), [list(row.values()) for row in rows], title=title, right=NUMBERS)
     if not any(kinds.values()):
-        print(
-            f"nothing in {store} yet; a first model: pixelmill import torchvision:mobilenet_v2 --name mobilenet{store_flag(store)}"
-        )
+        first = f"pixelmill import torchvision:mobilenet_v2 --name mobilenet{store_flag(store)}"
+        print(f"nothing in {store} yet; a first model: {first}")
 
 
 def _for_people(entry: dict[str, Any]) -> dict[str, object]:
