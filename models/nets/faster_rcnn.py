@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 IGNORED_PREFIXES = ()
 
+_LOGIT_SPREAD = 2.0  # standard deviation of an untrained detector's logits: some scores are high, none is saturated
+
 
 def build(builder: str, num_classes: int) -> "nn.Module":
     """An untrained detector of `num_classes` kinds of objects; the background comes on top of these."""
@@ -44,10 +46,15 @@ def wake(network: Any, card: Card, images: NDArray[np.uint8]) -> None:
 
     normalise = Normalise(network.transform.image_mean, network.transform.image_std)
     measure_batch_norms(network.backbone, lambda batch: network.backbone(normalise(batch)), images)
-    # As they are initialised, the heads give all classes the same score.
-    with torch.no_grad():
-        network.rpn.head.cls_logits.weight.mul_(20)
-        network.roi_heads.box_predictor.cls_score.weight.mul_(60)
+    # As they are initialised, the heads give everything the same score.
+    detect = reference(network, card)
+    for layer in (network.rpn.head.cls_logits, network.roi_heads.box_predictor.cls_score):
+        logits: list[Tensor] = []
+        hook = layer.register_forward_hook(lambda _layer, _inputs, output, seen=logits: seen.append(output.flatten()))
+        with torch.no_grad():
+            detect(torch.from_numpy(images))
+            layer.weight.mul_(_LOGIT_SPREAD / torch.cat(logits).std())
+        hook.remove()
 
 
 def reference(network: Any, card: Card) -> "Callable[[Tensor], dict[str, Tensor]]":
