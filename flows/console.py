@@ -44,7 +44,7 @@ def watching() -> Iterator[Watch]:
     log.propagate = False
     try:
         if console.is_terminal:
-            with _Bars(console) as bars:
+            with Bars(console) as bars:
                 yield bars
         else:
             yield Lines()
@@ -52,7 +52,7 @@ def watching() -> Iterator[Watch]:
         log.removeHandler(handler)
 
 
-class _Bars:
+class Bars:
     """A watch that draws: a count while listing, then a bar with rate and time left."""
 
     def __init__(self, console: Console):
@@ -67,12 +67,16 @@ class _Bars:
         )
         self._task = self._progress.add_task("listing", total=None, text="")
 
-    def __enter__(self) -> "_Bars":
+    def __enter__(self) -> "Bars":
         self._progress.start()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._progress.stop()
+
+    def refresh(self) -> None:
+        """Draws now; it is drawn ten times a second anyway."""
+        self._progress.refresh()
 
     def listed(self, images: int) -> None:
         """Shows the count."""

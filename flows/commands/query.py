@@ -50,6 +50,8 @@ def query(
         return Outcome(lambda: _result(store.store, sql), lambda: _show(store.store, sql))
     if out is None:
         return Outcome(lambda: _result(store.store, sql), lambda: _print(store.store, sql, form))
+    if not out.parent.is_dir():
+        raise UsageError(f"cannot write {out}: {out.parent} is no folder")
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         task.export(store.store, sql, form, unfinished)
