@@ -11,9 +11,17 @@ from models.card import Card
 from models.errors import ModelError
 
 
+def is_installed() -> bool:
+    """Whether the package is there; it is not imported to find out."""
+    try:
+        return importlib.util.find_spec("openvino") is not None
+    except ValueError:  # something put None into sys.modules
+        return False
+
+
 def why_not(card: Card) -> str | None:
     """Why `--engine auto` leaves OpenVINO alone for this model on this machine; None when it takes it."""
-    if importlib.util.find_spec("openvino") is None:
+    if not is_installed():
         return "openvino is not installed"
     precision = cpu_precisions()[-1]
     record = card.parity.get(f"openvino_{precision}")
@@ -26,7 +34,7 @@ def why_not(card: Card) -> str | None:
 
 def cpu_precisions() -> list[str]:
     """What the package, if installed, computes natively on this CPU, slowest first: `fp32`, then perhaps `bf16`."""
-    if importlib.util.find_spec("openvino") is None:
+    if not is_installed():
         return []
     from openvino import Core
 
@@ -45,7 +53,7 @@ class OpenVinoEngine:
 
         Raises ModelError if the package is missing or cannot read the model.
         """
-        if importlib.util.find_spec("openvino") is None:
+        if not is_installed():
             raise ModelError("--engine openvino needs the package: pip install 'pixelmill[openvino]'")
         from openvino import Core
 

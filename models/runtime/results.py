@@ -95,6 +95,8 @@ def read_detections(
         keys = (*boxes_xyxy[rows].T[::-1], labels[rows], -scores[rows])  # the last key leads
         rows = rows[np.lexsort(keys)]
         boxes = boxes_xyxy_to_original(boxes_xyxy[rows], geometry)
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # else it lay in the padding
+        rows, boxes = rows[has_area], boxes[has_area]
         findings.append(
             Detection(labels[rows].astype(np.int64), scores[rows].astype(np.float32), boxes.astype(np.float32))
         )
