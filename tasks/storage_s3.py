@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -33,7 +33,7 @@ from tasks.storage import FileState, Ignore, Storage, same_content, split_s3
 logger = logging.getLogger("pixelmill.storage")
 
 _CONNECTIONS = 64  # reader threads of one process share them
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 8 << 20  # of a download
 _SLOWEST_UPLOAD_BYTES_PER_S = 100_000
 
 _CONNECTION_TROUBLE = (
@@ -112,7 +112,10 @@ class S3Storage(Storage):
     patience_s = 30.0  # no new try starts later than this
     connect_timeout_s = 5.0
     read_timeout_s = 15.0  # between two pieces of an answer
-    part_bytes = 16 << 20  # of a multipart upload, and of a download
+    put_bytes = (
+        1 << 30
+    )  # larger files go up in parts; S3 takes up to 5 GiB at once, and more servers do that conditionally
+    part_bytes = 64 << 20
     keys_per_page = 1000  # of a listing, and the most that S3 gives
 
     def __init__(self) -> None:
@@ -140,25 +143,32 @@ class S3Storage(Storage):
             return self._filesystem
 
     def send(self, operation: str, max_bytes: int | None = None, **request: Any) -> dict[str, Any]:
-        """One request and its answer, never retried; a body comes as bytes, empty if it is longer than `max_bytes`."""
+        """One request and its answer, never retried.
 
+        A Body to send is bytes, or the Path of a file, which is streamed. A body that comes is bytes, empty if it is
+        longer than `max_bytes`.
+        """
+
+        body = request.get("Body", b"")
+        size = body.stat().st_size if isinstance(body, Path) else len(body)
         # The client's own timeouts do not cover a server that takes a connection, but not the body.
-        limit_s = (
-            self.connect_timeout_s + self.read_timeout_s + len(request.get("Body", b"")) / _SLOWEST_UPLOAD_BYTES_PER_S
-        )
+        limit_s = self.connect_timeout_s + self.read_timeout_s + size / _SLOWEST_UPLOAD_BYTES_PER_S
 
         async def exchange() -> dict[str, Any]:
             client = await filesystem.set_session()
             self._endpoint_url = client.meta.endpoint_url
             answer = await asyncio.wait_for(getattr(client, operation)(**request), limit_s)
             if "Body" in answer:
-                async with answer["Body"] as body:
+                async with answer["Body"] as stream:
                     wanted = max_bytes is None or answer["ContentLength"] <= max_bytes
-                    answer["Body"] = await body.read() if wanted else b""
+                    answer["Body"] = await stream.read() if wanted else b""
             return answer
 
         filesystem = self._connection()
-        return self.perform(operation, sync, filesystem.loop, exchange)
+        with body.open("rb") if isinstance(body, Path) else nullcontext(body) as content:
+            if "Body" in request:
+                request["Body"] = content
+            return self.perform(operation, sync, filesystem.loop, exchange)
 
     def _request(self, operation: str, uri: str, max_bytes: int | None = None, **request: Any) -> dict[str, Any]:
         """Sends one request until it is answered.
@@ -282,14 +292,20 @@ class S3Storage(Storage):
         return self._put(uri, write, lambda: self.read(uri) == data)
 
     def put_file_if_absent(self, uri: str, path: Path) -> bool:
-        if path.stat().st_size <= self.part_bytes:
-            return self.put_if_absent(uri, path.read_bytes())
+        def write() -> None:
+            self._request("put_object", uri, Body=path, IfNoneMatch="*")
+
+        def write_in_parts() -> None:
+            self._upload(uri, path)
 
         def same() -> bool:
             with path.open("rb") as ours, self.open(uri) as theirs:
                 return same_content(ours, theirs)
 
-        return self._put(uri, lambda: self._upload(uri, path), same)
+        if path.stat().st_size <= self.put_bytes:
+            return self._put(uri, write, same)
+        # Not to send gigabytes for a race that is lost already.
+        return same() if self.exists(uri) else self._put(uri, write_in_parts, same)
 
     def _put(self, uri: str, write: Callable[[], None], same: Callable[[], bool]) -> bool:
         """Decides who won a conditional write by what is there: an answer that got lost looks like a lost race."""
@@ -338,7 +354,7 @@ class S3Storage(Storage):
     def fetch(self, uri: str) -> Iterator[Path]:
         with tempfile.NamedTemporaryFile(prefix="pixelmill-", suffix=PurePosixPath(split_s3(uri)[1]).suffix) as file:
             with self.open(uri) as source:
-                shutil.copyfileobj(source, file, self.part_bytes)
+                shutil.copyfileobj(source, file, _BLOCK_BYTES)
             file.flush()
             yield Path(file.name)
 

@@ -82,6 +82,12 @@ class FaultyS3(QuickS3):
             raise self.faults.pop(0)[1]()
 
 
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes S3 uploads go in parts as soon as they are larger than this."""
+    monkeypatch.setattr(S3Storage, "put_bytes", 1000)
+    monkeypatch.setattr(S3Storage, "part_bytes", 1000)
+
+
 def listed(uri: str) -> ListedImage:
     state = open_storage(uri).state(uri)
     assert state is not None
@@ -183,9 +189,14 @@ def test_replace_leaves_the_new_file_alone(root: str) -> None:
     assert storage.names(root) == ["aliases.json"]
 
 
-@pytest.mark.parametrize("size", [0, 10, 2500], ids=["empty", "one request", "several parts"])
-def test_local_files_are_put_if_absent(root: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(S3Storage, "part_bytes", 1000)
+@pytest.mark.parametrize(
+    ("size", "parts"), [(0, False), (3 << 20, False), (2500, True)], ids=["empty", "streamed", "in parts"]
+)
+def test_local_files_are_put_if_absent(
+    root: str, size: int, parts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if parts:
+        in_parts(monkeypatch)
     storage = open_storage(root)
     content = os.urandom(size)
     (ours := tmp_path / "ours").write_bytes(content)
@@ -258,7 +269,7 @@ def test_a_race_of_processes_has_one_winner(root: str) -> None:
 def test_a_death_at_any_step_leaves_the_old_or_the_new_file(
     root: str, operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(S3Storage, "part_bytes", 1000)
+    in_parts(monkeypatch)
     new = os.urandom(2500) if operation == "put file" else b"new"
     (source := tmp_path / "source").write_bytes(new)
     writes: dict[str, Callable[[Storage, str], object]] = {
@@ -283,6 +294,18 @@ def test_a_death_at_any_step_leaves_the_old_or_the_new_file(
         assert writes[operation](survivor, uri) in (True, None)
         assert survivor.read(uri) == new
     assert deaths >= (2 if root.startswith("s3") and operation != "put file" else 8)
+
+
+def test_a_local_file_is_durable_before_its_name_is(tmp_path: Path) -> None:
+    steps: list[str] = []
+
+    class Watched(LocalStorage):
+        def step(self, name: str) -> None:
+            if name.endswith(":after"):
+                steps.append(name.removesuffix(":after"))
+
+    assert Watched().put_if_absent(str(tmp_path / "folder" / "a.parquet"), b"data")
+    assert steps == ["mkdir", "fsync folder", "create", "write", "fsync", "link", "fsync folder", "unlink"]
 
 
 def test_temporary_names_are_no_parquet_files_and_not_listed(tmp_path: Path) -> None:
@@ -488,7 +511,7 @@ def test_a_write_that_lost_is_known_to_be_lost(bucket: str, fault: Callable[[], 
 def test_a_multipart_write_that_got_through_is_known_to_be_ours(
     bucket: str, faults: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(S3Storage, "part_bytes", 1000)
+    in_parts(monkeypatch)
     (path := tmp_path / "model.onnx").write_bytes(content := os.urandom(2500))
     uri = f"s3://{bucket}/model.onnx"
     storage = FaultyS3(*faults)
@@ -497,14 +520,24 @@ def test_a_multipart_write_that_got_through_is_known_to_be_ours(
     assert storage.read(uri) == content
 
 
+@pytest.mark.parametrize("fault", ["put_object:before", "put_object:after"])
+def test_a_streamed_file_is_sent_again_from_its_beginning(bucket: str, fault: str, tmp_path: Path) -> None:
+    (path := tmp_path / "model.onnx").write_bytes(content := os.urandom(100_000))
+    uri = f"s3://{bucket}/model.onnx"
+    assert FaultyS3((fault, unavailable)).put_file_if_absent(uri, path)
+    assert open_storage(uri).read(uri) == content
+
+
 def test_a_lost_multipart_write_leaves_no_upload_behind(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(S3Storage, "part_bytes", 1000)
+    in_parts(monkeypatch)
     (path := tmp_path / "model.onnx").write_bytes(os.urandom(2500))
     uri = f"s3://{bucket}/model.onnx"
     open_storage(uri).put_if_absent(uri, b"theirs")
+    assert not FaultyS3().put_file_if_absent(uri, path)
     storage = FaultyS3()
+    monkeypatch.setattr(storage, "exists", lambda uri: False)  # not yet, when the upload begins
     assert not storage.put_file_if_absent(uri, path)
     assert "complete_multipart_upload:before" in storage.steps
     assert "Uploads" not in storage.send("list_multipart_uploads", Bucket=bucket)
