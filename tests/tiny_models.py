@@ -1,0 +1,102 @@
+"""Models of a few hundred weights, in ONNX by hand, so that tests run the real path without torch."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from models.card import ONNX_FILE, Card
+from models.imaging.geometry import ResizeRule
+from models.records import Task
+from tasks import registry
+
+SIDE = 32  # pixels
+LABELS = ("red", "green", "blue", "dark", "light")
+
+
+def _constant(name: str, array: np.ndarray) -> onnx.TensorProto:
+    return numpy_helper.from_array(array, name)
+
+
+def _publish(store: str, folder: Path, card: Card, nodes, outputs, constants) -> Card:
+    graph = helper.make_graph(
+        nodes,
+        card.architecture,
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
+        outputs,
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    path = folder / f"{card.name}-{card.version}.onnx"
+    onnx.save(model, path)
+    return registry.publish(store, card, {ONNX_FILE: path})
+
+
+def publish_classifier(store: str, folder: Path, name: str = "tiny", seed: int = 0) -> Card:
+    """Two convolutions and a softmax over five labels; random weights by `seed`, which also makes the version."""
+    rng = np.random.default_rng(seed)
+
+    def weights(*shape: int) -> np.ndarray:
+        return rng.normal(0, 0.3, shape).astype(np.float32)
+
+    rule = ResizeRule("crop", SIDE, SIDE, short_side=36)
+    card = Card(name, f"{seed:012x}", Task.CLASSIFY, "tiny_classifier", LABELS, rule)
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        node("Mul", ["floats", "scale"], ["scaled"]),
+        node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
+        node("Conv", ["planes", "conv1"], ["a"], strides=[2, 2]),
+        node("Relu", ["a"], ["b"]),
+        node("Conv", ["b", "conv2"], ["c"], strides=[2, 2]),
+        node("GlobalAveragePool", ["c"], ["d"]),
+        node("Flatten", ["d"], ["e"]),
+        node("Gemm", ["e", "head"], ["logits"]),
+        node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    constants = [
+        _constant("scale", np.float32(1 / 64)),
+        _constant("conv1", weights(16, 3, 3, 3)),
+        _constant("conv2", weights(32, 16, 3, 3)),
+        _constant("head", weights(32, len(LABELS))),
+    ]
+    outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", len(LABELS)])]
+    return _publish(store, folder, card, nodes, outputs, constants)
+
+
+def publish_detector(store: str, folder: Path, name: str = "tiny_detector") -> Card:
+    """Finds one light object at (8, 4, 24, 12) of its input in every image that is lighter than grey, else nothing."""
+    rule = ResizeRule("letterbox", SIDE, SIDE)
+    card = Card(name, "d" * 12, Task.DETECT, "tiny_detector", LABELS, rule)
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        node("Mul", ["floats", "scale"], ["scaled"]),
+        node("ReduceMean", ["scaled", "axes"], ["means"], keepdims=0),
+        node("Greater", ["means", "grey"], ["is_light"]),
+        node("NonZero", ["is_light"], ["rows"]),
+        node("Squeeze", ["rows", "first"], ["batch_index"]),
+        node("Gather", ["means", "batch_index"], ["scores"]),
+        node("Shape", ["batch_index"], ["count"]),
+        node("Expand", ["label", "count"], ["labels"]),
+        node("Concat", ["count", "four"], ["boxes_shape"], axis=0),
+        node("Expand", ["box", "boxes_shape"], ["boxes_xyxy"]),
+    ]
+    constants = [
+        _constant("scale", np.float32(1 / 255)),
+        _constant("axes", np.array([1, 2, 3], np.int64)),
+        _constant("grey", np.float32(0.4)),
+        _constant("first", np.array([0], np.int64)),
+        _constant("label", np.array(LABELS.index("light"), np.int64)),
+        _constant("four", np.array([4], np.int64)),
+        _constant("box", np.array([8, 4, 24, 12], np.float32)),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("boxes_xyxy", TensorProto.FLOAT, ["n", 4]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n"]),
+        helper.make_tensor_value_info("labels", TensorProto.INT64, ["n"]),
+        helper.make_tensor_value_info("batch_index", TensorProto.INT64, ["n"]),
+    ]
+    return _publish(store, folder, card, nodes, outputs, constants)
