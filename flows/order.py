@@ -12,6 +12,7 @@ from models.errors import PixelmillError
 from models.settings import PredictSettings
 from tasks import predict as steps_of
 from tasks.predict import Planned, Summary
+from tasks.slot_process import cool_down, warm_up
 from tasks.work import SlotReport, stop
 
 log = logging.getLogger("pixelmill")
@@ -50,6 +51,7 @@ def predict(store: str, settings: PredictSettings, steps: Steps) -> Summary:
     work at all. An interruption ends the slots before it goes on.
     """
     start = time.monotonic()
+    warm_up(settings.slots)
     try:
         planned = steps.plan(store, settings)
         slots = min(settings.slots, planned.open_shards)
@@ -65,6 +67,8 @@ def predict(store: str, settings: PredictSettings, steps: Steps) -> Summary:
     except BaseException:
         stop()
         raise
+    finally:
+        cool_down()
     if errors and not reports:
         raise errors[0]
     summary = steps.summarise(store, settings, planned, reports, time.monotonic() - start)
