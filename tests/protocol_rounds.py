@@ -46,7 +46,7 @@ TABLE = "t"
 SETTINGS = {"top_k": 2}
 FIRST, SECOND = "aaaaaaaaaaaa", "bbbbbbbbbbbb"  # two versions of one model
 MOST_STEPS = 5_000  # of one run; one that takes more goes round in circles
-WRITES = ("create", "write", "link", "mkdir", "rename", "put_object", "multipart")
+WRITES = ("create", "write", "link", "mkdir", "rename", "put_object", "upload", "complete", "copy", "delete")
 _Result = TypeVar("_Result")
 
 

@@ -218,7 +218,7 @@ def test_a_lost_plan_race_without_another_subtraction_is_noticed(
 
 
 def test_shards_of_older_plans_forgotten_are_noticed(tmp_path: Path) -> None:
-    with pytest.raises(Violation, match="shards .* are open"):
+    with pytest.raises(Violation, match=r"shards .* are open"):
         _kills(used_tables(tmp_path), make_table=ForgetsOlderPlans)
 
 
