@@ -71,6 +71,12 @@ def png(bits: int, colour_type: int, rows: NDArray[Any], size_hw: tuple[int, int
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
+def with_no_frames(data: bytes) -> bytes:
+    """A PNG that announces an animation of no frames, at which Pillow warns."""
+    chunk = b"acTL" + bytes(8)
+    return data[:33] + struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+
+
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGB"))
 
@@ -163,6 +169,7 @@ def _readable_others() -> list[OddImage]:
     holes = bytes([0, 128] + [255] * 62)
     hole = np.array([*holes] + [255] * 192)[np.asarray(palette)][..., None] / 255
     palette_on_white = (_rgb(palette) * hole + 255 * (1 - hole) + 0.5).astype(np.uint8)
+    lossless = {"lossless": True, "method": 0, "quality": 0}
     animated = {"save_all": True, "append_images": [image.rotate(angle) for angle in (90, 180)]}
     bilevel = image.convert("1")
     return [
@@ -189,8 +196,9 @@ def _readable_others() -> list[OddImage]:
         OddImage("one-bit.tif", encode(bilevel, "TIFF", compression="group4"), pixels=_rgb(bilevel)),
         OddImage("cmyk.tif", encode(image.convert("CMYK"), "TIFF"), pixels=_rgb(image.convert("CMYK"))),
         OddImage("animated.gif", encode(palette, "GIF", **animated), pixels=_rgb(palette)),
-        OddImage("animated.webp", encode(image, "WEBP", **animated, lossless=True, method=0, quality=0), pixels=rgb),
+        OddImage("animated.webp", encode(image, "WEBP", **animated, **lossless), pixels=rgb),
         OddImage("animated.png", encode(image, "PNG", **animated), pixels=rgb),
+        OddImage("no-frames.png", with_no_frames(encode(image, "PNG")), pixels=rgb),
         OddImage("pages.tif", encode(image, "TIFF", **animated), pixels=rgb),
     ]  # fmt: skip
 

@@ -62,6 +62,18 @@ def test_odd_names_are_unique() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_padding_does_not_swallow_the_last_byte_of_the_scan() -> None:
+    """A scan may end in 0xFF, which is written 0xFF 0."""
+    noise = np.random.default_rng(0)
+    pictures = (Image.fromarray(noise.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(3000))
+    files = [data for picture in pictures if (data := encode(picture, "JPEG")).endswith(b"\xff\0\xff\xd9")]
+    assert files
+    rule = ResizeRule("stretch", 8, 8)
+    for data in files:
+        padded, _ = prepared(data[:-2] + b"\0\0\0" + data[-2:], rule)
+        np.testing.assert_array_equal(padded, prepared(data, rule)[0])
+
+
 def test_pillow_is_left_as_it_was() -> None:
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
     assert logging.getLogger("PIL").level == logging.NOTSET

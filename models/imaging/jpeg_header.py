@@ -17,9 +17,7 @@ _HIERARCHICAL = {0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF}  # or differential: no deco
 _SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xDA)}  # TEM, restarts, start and end of image
 
-_MARKER = re.compile(rb"\xff[^\x00\xff]")
-# In entropy-coded data 0xFF is followed by 0 (stuffing), by 0xFF (fill) or by a restart marker; all else ends the scan.
-_MARKER_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_MARKER = re.compile(rb"\xff[^\x00\xff]")  # 0xFF 0 is data of a scan, 0xFF 0xFF is fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +75,8 @@ def has_more_scans(data: bytes, header: JpegHeader, limit: int) -> bool:
 
 
 def segments(data: bytes, offset: int) -> Iterator[tuple[int, int, int]]:
-    """Each marker with start and end of its payload; bytes between segments are passed over, as decoders do."""
-    pattern = _MARKER
-    while found := pattern.search(data, offset):
+    """Each marker with start and end of its payload; what lies between segments (scans too) is passed over."""
+    while found := _MARKER.search(data, offset):
         marker, start = data[found.end() - 1], found.end()
         if marker in _WITHOUT_LENGTH:
             yield marker, start, start
@@ -90,4 +87,3 @@ def segments(data: bytes, offset: int) -> Iterator[tuple[int, int, int]]:
             end = start + int.from_bytes(data[start : start + 2], "big")
             yield marker, start + 2, end
             offset = max(end, start + 2)
-        pattern = _MARKER_AFTER_SCAN if marker == _SCAN else _MARKER
