@@ -150,10 +150,6 @@ def _foreign_card(data: bytes, uri: str, name: str) -> Card:
         raise UsageError(f"{expected}; got {type(error).__name__}: {error}") from None
     if not card.labels or not all(isinstance(label, str) for label in card.labels):
         raise UsageError(f"{expected}; labels must be texts, at least one")
-    if card.input.mode not in ("crop", "letterbox", "stretch") or (card.input.mode == "crop") != bool(
-        card.input.short_side
-    ):
-        raise UsageError(f"{expected}; mode is crop (with short_side), letterbox or stretch")
     return card
 
 

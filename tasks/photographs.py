@@ -52,14 +52,14 @@ def _of_packages() -> Iterator[tuple[str, bytes]]:
         pass
     else:
         for name in ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field"):
-            yield f"scikit-image {name}", _png(getattr(data, name)())
+            yield f"scikit-image {name}", encode_png(getattr(data, name)())
     try:
         from sklearn.datasets import load_sample_images
     except ImportError:
         return
     sample = load_sample_images()
     for path, pixels in zip(sample.filenames, sample.images, strict=True):
-        yield f"scikit-learn {Path(path).stem}", _png(pixels)
+        yield f"scikit-learn {Path(path).stem}", encode_png(pixels)
 
 
 def _synthetic(seed: int = 0) -> Iterator[tuple[str, bytes]]:
@@ -74,10 +74,11 @@ def _synthetic(seed: int = 0) -> Iterator[tuple[str, bytes]]:
         for _ in range(6):
             row, column, radius = generator.uniform(0, 384), generator.uniform(0, 512), generator.uniform(20, 90)
             pixels[np.hypot(rows - row, columns - column) < radius] = generator.uniform(-128, 128, 3)
-        yield f"synthetic {number}", _png(np.clip(pixels + 128, 0, 255).astype(np.uint8))
+        yield f"synthetic {number}", encode_png(np.clip(pixels + 128, 0, 255).astype(np.uint8))
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG file with these pixels [height, width, 3]."""
     from PIL import Image
 
     buffer = io.BytesIO()
