@@ -42,8 +42,7 @@ def _suppress_onnx(boxes_xyxy: Any, scores: Any, iou_threshold: float) -> Any:
         boxes_xyxy, per_class, most, op.Constant(value_floats=[iou_threshold]), op.Constant(value_floats=[0.0])
     )
     where = op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1)  # [kept, 2]
-    nothing = op.Mul(scores, op.Constant(value_float=0.0))
-    return op.ScatterND(nothing, where, op.GatherND(scores, where))
+    return op.ScatterND(op.ConstantOfShape(op.Shape(scores)), where, op.GatherND(scores, where))
 
 
 @torch.library.custom_op("pixelmill::pool_regions", mutates_args=())
