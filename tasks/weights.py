@@ -1,9 +1,9 @@
 """Pretrained weights: from torchvision's cache or server, or from a file, never by running what a file contains."""
 
 import contextlib
+import io
 import logging
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ def load_pretrained(weights: Pretrained, builder: str) -> "dict[str, Tensor]":
     if not cached.exists():
         logger.info("downloading %s (%.0f MB) to %s", weights.url, weights.megabytes, cached)
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # it prints to stdout, which belongs to --json
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what is logged above
                 get_model_weights(builder)[weights.name].get_state_dict(
                     progress=False, check_hash=True, map_location="cpu", weights_only=True
                 )
