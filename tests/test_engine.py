@@ -132,7 +132,7 @@ def test_a_failed_image_has_a_reason_in_one_line():
 def test_running_out_of_memory_lowers_the_batches_to_come():
     engine = FakeEngine(more_than(2))
     predictor = Predictor(make_card(labels=LABELS[:2]), engine)
-    predictor.predict(images(1, 2, 3, 4), [geometry()] * 4)
+    predictor.predict(images(*range(8)), [geometry()] * 8)
     assert predictor.max_batch == 2
     engine.batches.clear()
     assert scores_of_label_1(predictor.predict(images(1, 2, 3, 4, 5), [geometry()] * 5)) == [1, 2, 3, 4, 5]
