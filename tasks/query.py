@@ -65,6 +65,8 @@ def database(store: str, sql: str) -> Iterator[duckdb.DuckDBPyConnection]:
 def ask(store: str, sql: str, limit: int | None = None) -> Answer:
     """Runs the SQL and returns the first `limit` rows of its last statement, and how many there are in all."""
     with database(store, sql) as connection:
+        if not connection.extract_statements(sql):
+            raise UsageError("no SQL was given")
         reader = connection.execute(sql).to_arrow_reader(BATCH_ROWS)
         rows: list[tuple[Any, ...]] = []
         total = 0
@@ -88,9 +90,8 @@ def export(store: str, sql: str, form: Form, file: Path) -> None:
             raise UsageError(f"writing {form} needs a SELECT at the end of the SQL")
         for statement in statements[:-1]:
             connection.execute(statement)
-        select = statements[-1].query.strip().rstrip(";")
-        # The line break ends a comment at the end of the SQL.
-        connection.execute(f"COPY ({select}\n) TO {quoted(str(file))} ({_COPY_OPTIONS[form]})")
+        connection.sql(statements[-1].query).create_view("pixelmill_rows")
+        connection.execute(f"COPY (FROM pixelmill_rows) TO {quoted(str(file))} ({_COPY_OPTIONS[form]})")
 
 
 def enable_s3(connection: duckdb.DuckDBPyConnection) -> None:
@@ -155,6 +156,6 @@ def _in_one_line(error: duckdb.Error, views: Views) -> PixelmillError:
             f"no table or view {unknown[1]!r} in {views.store}; tables there: {tables}; "
             f"each table T is also there as T_all and, by its task, {findings}; other views: {others}"
         )
-    if isinstance(error, duckdb.HTTPException):
-        return StorageError(f"{views.store} does not answer: {message}")
+    if isinstance(error, duckdb.HTTPException) or "Could not connect to server" in message:
+        return StorageError(message)
     return UsageError(message)
