@@ -2,7 +2,9 @@
 
 import importlib.util
 import queue
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +34,19 @@ def why_not(card: Card) -> str | None:
     return None
 
 
+def _new_core() -> Any:
+    """OpenVINO's Core. The package tells its maker of every import, unless its messenger cannot be imported."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    from openvino import Core
+
+    return Core()
+
+
 def cpu_precisions() -> list[str]:
     """What the package, if installed, computes natively on this CPU, slowest first: `fp32`, then perhaps `bf16`."""
     if not is_installed():
         return []
-    from openvino import Core
-
-    return ["fp32", "bf16"] if "BF16" in Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ["fp32"]
+    return ["fp32", "bf16"] if "BF16" in _new_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ["fp32"]
 
 
 class OpenVinoEngine:
@@ -55,8 +63,6 @@ class OpenVinoEngine:
         """
         if not is_installed():
             raise ModelError("--engine openvino needs the package: pip install 'pixelmill[openvino]'")
-        from openvino import Core
-
         if precision is None:
             precision = cpu_precisions()[-1]
             if not card.parity.get(f"openvino_{precision}", {}).get("agrees", False):
@@ -68,7 +74,7 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": str(concurrency),
             "ENABLE_CPU_PINNING": False,  # the decoding threads move about the same cores
         }
-        core = Core()
+        core = _new_core()
         try:
             self._model = core.compile_model(core.read_model(str(onnx_path)), "CPU", options)
         except RuntimeError as error:
