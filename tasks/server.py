@@ -29,6 +29,13 @@ ENVIRONMENT = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
 }
 
+# What only a lasting server needs; registering blocks takes a second, and is left for that one to do.
+NOT_NEEDED = {
+    "PREFECT_UI_ENABLED": "false",
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+    "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+}
+
 
 class EmbeddedServer:
     """The child process. `start` returns at once, `url` waits until it answers."""
@@ -46,7 +53,7 @@ class EmbeddedServer:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": path, "PREFECT_UI_ENABLED": "false"},
+            env=os.environ | {"PYTHONPATH": path} | NOT_NEEDED,
         )
 
     def url(self) -> str:

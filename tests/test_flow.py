@@ -1,0 +1,411 @@
+"""predict as a Prefect flow: embedded, on a server, from a deployment. The only file that starts a Prefect server."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.errors import ModelError
+from models.settings import PredictSettings, StoreSettings
+from tasks.server import ENVIRONMENT
+from tasks.verify import verify
+from tests.tiny_models import publish_classifier
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_S = 90.0
+MODEL = "tiny@000000000000"
+
+# In every process of a run, before anything else: notes each attempt to reach another machine.
+TRAP = """
+import os, socket
+def note(host):
+    if host not in (None, "", "127.0.0.1", "::1", "localhost", "0.0.0.0", b"127.0.0.1", b"localhost"):
+        with open(os.environ["REACHED"], "a") as file:
+            print(host, file=file)
+def watched(connect):
+    def watching(self, address):
+        if isinstance(address, tuple):
+            note(address[0])
+        return connect(self, address)
+    return watching
+class Watched(socket.socket):
+    connect = watched(socket.socket.connect)
+    connect_ex = watched(socket.socket.connect_ex)
+socket.socket = Watched
+resolve = socket.getaddrinfo
+def getaddrinfo(host, *more, **named):
+    note(host)
+    return resolve(host, *more, **named)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+class Mill:
+    """A store with a tiny model, photographs, and a Prefect home of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.store = str(folder / "mill")
+        self.photos = folder / "photos"
+        self.home = folder / "prefect"
+        self.reached = folder / "reached"
+        (folder / "trap").mkdir()
+        (folder / "trap" / "sitecustomize.py").write_text(TRAP)
+        publish_classifier(self.store, folder)
+        self.add(6)
+
+    def add(self, count: int, first: int = 0) -> None:
+        """Small JPEGs, each of other pixels."""
+        self.photos.mkdir(exist_ok=True)
+        for number in range(first, first + count):
+            pixels = np.random.default_rng(number).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(self.photos / f"{number:04d}.jpg")
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """This process's, without its Prefect settings."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        own = {
+            "PREFECT_HOME": str(self.home),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder / 'trap'}",
+            "REACHED": str(self.reached),
+        }
+        return kept | own | more
+
+    def start(self, table: str, *arguments: str, **environment: str) -> subprocess.Popen:
+        """`pixelmill predict`, in a process group of its own."""
+        settings = ["--model", "tiny", "--table", table, "--shard-size", "2", "--store", self.store, "--json"]
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows", "predict", str(self.photos), *settings, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            env=self.environment(**environment),
+            start_new_session=True,
+        )
+
+    def predict(self, table: str, *arguments: str, **environment: str) -> dict[str, Any]:
+        """The result of a run that must succeed."""
+        process = self.start(table, *arguments, **environment)
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, err
+        return json.loads(out)
+
+    def processes(self, command: str = "tasks.s") -> list[int]:
+        """The processes of this mill whose command line holds these letters: by default slots and servers."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                ours = f"PREFECT_HOME={self.home}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                if ours and command.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+        return found
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    """What the condition returns once it is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.1)
+    return result
+
+
+class Server:
+    """What a Prefect server knows."""
+
+    def __init__(self, url: str):
+        self.url = url
+
+    def ask(self, path: str, **body: Any) -> Any:
+        """POST, as its filters want it."""
+        answer = httpx.post(f"{self.url}/{path}", json=body, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def flow_run(self, table: str) -> dict[str, Any]:
+        """The only run of the flow into this table."""
+        [run] = [run for run in self.ask("flow_runs/filter") if run["parameters"].get("table") == table]
+        return run
+
+    def task_runs(self, run: dict[str, Any]) -> dict[str, str]:
+        """Name → state."""
+        found = self.ask("task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+        return {task["name"]: task["state_name"] for task in found}
+
+    def artifacts(self, run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """By key."""
+        found = self.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+        return {artifact["key"]: artifact for artifact in found if artifact["key"]}
+
+    def logs(self, run: dict[str, Any]) -> list[str]:
+        """The messages of one run."""
+        found = self.ask("logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}})
+        return [line["message"] for line in found]
+
+
+@pytest.fixture(scope="module")
+def mill(tmp_path_factory) -> Mill:
+    return Mill(tmp_path_factory.mktemp("flow"))
+
+
+@pytest.fixture(scope="module")
+def embedded(mill) -> dict[str, Any]:
+    """The result of a run without any server but its own."""
+    return mill.predict("embedded", "--slots", "2")
+
+
+@pytest.fixture(scope="module")
+def server(mill, embedded) -> Iterator[Server]:
+    """`prefect server start` on the home of the embedded run, with a scheduler that does not sleep long."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = ENVIRONMENT | {
+        "PREFECT_UI_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=mill.environment(**settings),
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}/api"
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{url}/health").status_code == 200
+        except httpx.TransportError:
+            assert process.poll() is None, "the server ended"
+            return False
+
+    eventually(answers)
+    yield Server(url)
+    process.terminate()
+    process.wait(30)
+
+
+def test_the_history_of_an_embedded_run_is_complete(mill, embedded, server):
+    assert (embedded["rows"], embedded["by_status"], embedded["shards"]) == (6, {"ok": 6}, 3)
+    run = server.flow_run("embedded")
+    assert (run["name"], run["state_name"]) == (f"embedded ← photos with {MODEL}", "Completed")
+    assert server.task_runs(run) == dict.fromkeys(("plan", "slot 1 of 2", "slot 2 of 2", "summary"), "Completed")
+    artifacts = server.artifacts(run)
+    assert {key: artifact["type"] for key, artifact in artifacts.items()} == {
+        "embedded-slot-1": "progress",
+        "embedded-slot-2": "progress",
+        "embedded-summary": "table",
+    }
+    assert artifacts["embedded-slot-1"]["data"] == 100
+    summary = {row["what"]: row["value"] for row in json.loads(artifacts["embedded-summary"]["data"])}
+    assert (summary["rows written"], summary["status: ok"], summary["shards still open"]) == (6, 6, 0)
+    assert "6 listed, 6 new, 6 open" in server.logs(run)
+    assert verify(mill.store, "embedded").problems == []
+
+
+def test_an_embedded_run_leaves_nothing_behind_and_reaches_nobody(mill, embedded):
+    assert mill.processes() == []
+    assert not mill.reached.exists(), mill.reached.read_text()
+
+
+def test_the_trap_for_connections_works(mill):
+    code = "import socket; s = socket.socket(); s.settimeout(0.01); s.connect_ex(('192.0.2.1', 9)); s.close()"
+    environment = mill.environment(REACHED=str(mill.folder / "caught"))
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert (mill.folder / "caught").read_text() == "192.0.2.1\n"
+
+
+@pytest.mark.parametrize("by", ["environment", "profile"])
+def test_a_server_that_is_configured_is_used(mill, server, by):
+    environment = {"PREFECT_API_URL": server.url}
+    if by == "profile":
+        profiles = mill.folder / "profiles.toml"
+        profiles.write_text(f'active = "team"\n[profiles.team]\nPREFECT_API_URL = "{server.url}"\n')
+        environment = {"PREFECT_PROFILES_PATH": str(profiles)}
+    result = mill.predict(f"by_{by}", **environment)
+    assert result["rows"] == 6
+    assert server.flow_run(f"by_{by}")["state_name"] == "Completed"
+
+
+def test_ctrl_c_leaves_no_process_and_records_the_end(mill, server):
+    mill.add(300)
+    process = mill.start("interrupted")
+    parts = Path(mill.store) / "tables" / "interrupted" / "parts"
+    eventually(lambda: list(parts.rglob("*.parquet")) or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "pixelmill: interrupted; run the same command again to go on"
+    assert "Traceback" not in err
+    assert mill.processes() == []
+    assert server.flow_run("interrupted")["state_type"] in ("CRASHED", "CANCELLED")
+
+
+def test_kill_9_leaves_no_process(mill):
+    process = mill.start("killed")
+    parts = Path(mill.store) / "tables" / "killed" / "parts"
+    eventually(lambda: list(parts.rglob("*.parquet")) or process.poll() is not None)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    eventually(lambda: mill.processes() == [])
+
+
+# --- the flow in this process, on the server
+
+
+@pytest.fixture
+def flow(mill, server, monkeypatch) -> Iterator[Callable[..., Any]]:
+    """Runs the flow into a table and returns its final state."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
+
+    from flows.predict import predict
+
+    def run(table: str, **settings: Any) -> Any:
+        given = {"source": str(mill.photos), "model": "tiny", "table": table, "store": mill.store, **settings}
+        return predict(**given, return_state=True)
+
+    own = {PREFECT_API_URL: server.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_HOME: str(mill.home)}
+    with temporary_settings(own):
+        yield run
+
+
+def test_open_shards_fail_the_flow_in_one_line(flow, server, monkeypatch):
+    from tasks import predict as steps
+    from tasks.work import SlotReport
+
+    def work(store, settings, planned, slot, slots, on_progress):
+        return SlotReport(slot, failed_shards=["shard 1-0: the storage does not answer"])
+
+    monkeypatch.setattr(steps, "work", work)
+    state = flow("open", limit=2)
+    message = "1 shards of open are still open, run the same command again: shard 1-0: the storage does not answer"
+    assert (state.type.value, state.message) == ("FAILED", message)
+    run = server.flow_run("open")
+    assert (run["state_name"], run["state"]["message"]) == ("Failed", message)
+
+
+def test_a_slot_that_fails_leaves_the_work_to_the_others(flow, server, mill, monkeypatch):
+    from tasks import predict as steps
+
+    real = steps.work
+
+    def work(store, settings, planned, slot, slots, on_progress):
+        if slot == 0:
+            raise ModelError("the GPU has fallen off the bus")
+        return real(store, settings, planned, slot, slots, on_progress)
+
+    monkeypatch.setattr(steps, "work", work)
+    state = flow("lame", limit=6, shard_size=1, slots=2)
+    assert state.type.value == "COMPLETED"
+    states = eventually(lambda: len(found := server.task_runs(server.flow_run("lame"))) == 4 and found)
+    assert states == {"plan": "Completed", "slot 1 of 2": "Failed", "slot 2 of 2": "Completed", "summary": "Completed"}
+    assert verify(mill.store, "lame").problems == []
+
+
+def test_a_mistake_fails_the_flow_with_its_line(flow, server):
+    state = flow("mistaken", model="nobody")
+    assert state.type.value == "FAILED"
+    assert "no model 'nobody'" in state.message
+
+
+# --- deployments
+
+
+def test_prefects_form_shows_what_the_settings_declare():
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.predict import predict
+
+    schema = parameter_schema(predict)
+    fields = PredictSettings.model_fields | StoreSettings.model_fields
+    assert list(schema.properties) == list(fields)
+    assert schema.required == ["source", "model", "table"]
+    for name, field in fields.items():
+        assert schema.properties[name]["description"] == field.description
+    assert schema.properties["slots"]["minimum"] == 1
+    assert schema.properties["engine"]["enum"] == ["auto", "onnxruntime", "openvino"]
+    assert schema.properties["table"]["pattern"] == "^[A-Za-z][A-Za-z0-9_]*$"
+
+
+@pytest.fixture(scope="module")
+def deployment(mill, server) -> str:
+    """A deployment of the flow with a cron schedule, by module entrypoint, as deploy/ has it; its id."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.predict import predict
+
+    settings = {PREFECT_API_URL: server.url, PREFECT_HOME: str(mill.home)}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
+        made = client.create_deployment(
+            client.create_flow(predict),
+            "hourly",
+            entrypoint="flows.predict.predict",
+            path=str(ROOT),
+            parameters={"source": str(mill.photos), "model": "tiny", "table": "hourly", "store": mill.store},
+            parameter_openapi_schema=parameter_schema(predict).model_dump(),
+            enforce_parameter_schema=True,
+            schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron="0 * * * *", timezone="UTC"))],
+        )
+    return str(made)
+
+
+def test_a_cron_schedule_creates_runs(server, deployment):
+    def scheduled() -> list[dict[str, Any]]:
+        return server.ask("flow_runs/filter", deployments={"id": {"any_": [deployment]}})
+
+    assert all(run["state_name"] == "Scheduled" for run in eventually(scheduled))
+
+
+def test_a_run_of_a_deployment_in_a_process_of_its_own(mill, server, deployment):
+    given = {"table": "from_deployment", "slots": 1, "limit": 4, "recursive": False}
+    run = server.ask(f"deployments/{deployment}/create_flow_run", parameters=given)
+    environment = mill.environment(PREFECT_API_URL=server.url, PREFECT_SERVER_EPHEMERAL_ENABLED="false")
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "flow-run", "execute", run["id"]],
+        env=environment,
+        cwd=mill.folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = server.flow_run("from_deployment")
+    assert (run["name"], run["state_name"]) == (f"from_deployment ← photos with {MODEL}", "Completed")
+    assert any(" listed, 4 new, 4 open" in line for line in server.logs(run))
+    assert verify(mill.store, "from_deployment").rows == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        pytest.param({"slots": 0}, "0 is less than the minimum of 1", id="range"),
+        pytest.param({"engine": "abacus"}, "'abacus' is not one of", id="choice"),
+        pytest.param({"source": "s3://someone:secret@bucket/x"}, "does not match", id="credentials"),
+        pytest.param({"store": "s3://someone:secret@bucket/x"}, "does not match", id="credentials in the store"),
+    ],
+)
+def test_the_server_refuses_wrong_parameters(server, deployment, wrong, complaint):
+    with pytest.raises(httpx.HTTPStatusError) as refused:
+        server.ask(f"deployments/{deployment}/create_flow_run", parameters=wrong)
+    assert complaint in refused.value.response.text
