@@ -22,7 +22,7 @@ def sources() -> list[Image.Image]:
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int] = (500, 375), distinct: int = 2000) -> None:
-    """Writes `count` JPEG files of `size` (width, height): random crops at random scales; past `distinct`, hard links."""
+    """Writes `count` JPEGs of `size` (width, height): random crops at random scales; past `distinct`, hard links."""
     folder.mkdir(parents=True, exist_ok=True)
     originals = sources()
     rng = np.random.default_rng(0)

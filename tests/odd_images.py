@@ -187,7 +187,7 @@ def _readable_others() -> list[OddImage]:
         OddImage("float.tif", encode(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"), pixels=greys),
         OddImage("32-bit.tif", encode(Image.fromarray(deep.astype(np.int32)), "TIFF"), pixels=greys),
         OddImage("alpha.png", encode(with_alpha, "PNG"), pixels=on_white),
-        OddImage("alpha.webp", encode(with_alpha, "WEBP", lossless=True, method=0, quality=0, exact=True), pixels=on_white),
+        OddImage("alpha.webp", encode(with_alpha, "WEBP", lossless=True, method=0, exact=True), pixels=on_white),
         OddImage("alpha.tif", encode(with_alpha, "TIFF"), pixels=on_white),
         OddImage("grey-alpha.png", encode(grey_alpha, "PNG"), pixels=grey_on_white),
         OddImage("palette.png", encode(palette, "PNG"), pixels=_rgb(palette)),
