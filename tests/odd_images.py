@@ -177,7 +177,7 @@ def _readable_others() -> list[OddImage]:
         OddImage("plain.bmp", encode(image, "BMP"), pixels=rgb),
         OddImage("plain.tif", encode(image, "TIFF"), pixels=rgb),
         OddImage("deflated.tif", encode(image, "TIFF", compression="tiff_adobe_deflate"), pixels=rgb),
-        OddImage("plain.webp", encode(image, "WEBP", lossless=True, method=0, quality=0), pixels=rgb),
+        OddImage("plain.webp", encode(image, "WEBP", **lossless), pixels=rgb),
         OddImage("png-named.jpg", encode(image, "PNG"), pixels=rgb),
         OddImage("no-extension", encode(image, "PNG"), pixels=rgb),
         OddImage("one-pixel.png", encode(Image.fromarray(rgb[:1, :1]), "PNG"), pixels=rgb[:1, :1]),
