@@ -246,12 +246,15 @@ def _too_large() -> list[OddImage]:
     scan = progressive.index(b"\xff\xda")
     next_scan = progressive.index(b"\xff\xc4", scan)
     many_scans = progressive[:scan] + progressive[scan:next_scan] * 101 + progressive[next_scan:]
+    plain = encode(image, "JPEG")
+    grey_scan = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + bytes(9)  # of the first component alone
+    many_grey_scans = plain[: plain.index(b"\xff\xda")] + grey_scan * 101 + b"\xff\xd9"
     gif = encode(image.quantize(), "GIF")
     bmp = encode(image, "BMP")
     canvas = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + (16382).to_bytes(3, "little") * 2
     webp = b"RIFF" + struct.pack("<I", 22) + b"WEBP" + canvas
     files = {
-        "claims-60000.jpg": _with_jpeg_size(encode(image, "JPEG"), 60000, 60000),
+        "claims-60000.jpg": _with_jpeg_size(plain, 60000, 60000),
         "claims-60000.png": png(8, 2, np.zeros((1, 3), np.uint8), (60000, 60000)),
         "claims-60000.gif": gif[:6] + struct.pack("<HH", 60000, 60000) + gif[10:],
         "claims-60000.bmp": bmp[:18] + struct.pack("<ii", 60000, 60000) + bmp[26:],
@@ -259,7 +262,8 @@ def _too_large() -> list[OddImage]:
         "claims-50-million-in-a-row.png": png(8, 2, np.zeros((1, 3), np.uint8), (1, 50_000_000)),
     }
     return [OddImage(name, data, Status.TOO_LARGE, "the limit") for name, data in files.items()] + [
-        OddImage("many-scans.jpg", many_scans, Status.TOO_LARGE, "more than 100 JPEG scans")
+        OddImage("many-scans.jpg", many_scans, Status.TOO_LARGE, "more than 100 JPEG scans"),
+        OddImage("many-grey-scans.jpg", many_grey_scans, Status.TOO_LARGE, "more than 100 JPEG scans"),
     ]
 
 

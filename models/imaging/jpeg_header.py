@@ -13,6 +13,7 @@ from models.imaging.orientation import exif_orientation
 from models.records import Status
 
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+_PROGRESSIVE = {0xC2, 0xCA}
 _HIERARCHICAL = {0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF}  # or differential: no decoder here knows them
 _SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xDA)}  # TEM, restarts, start and end of image
@@ -29,6 +30,7 @@ class JpegHeader:
     components: int
     sampling: str  # horizontal x vertical factors of each component
     orientation: int
+    one_scan: bool  # all components in the first, and not progressive: a decoder reads no other
     first_scan: int  # offset of its marker in the file
 
 
@@ -39,11 +41,13 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
     """
     frame: tuple[int, int, int, int] | None = None  # bits, height, width, components
     sampling = ""
+    progressive = False
     orientation = 1
     for marker, start, end in segments(data, 2):
         if marker in _FRAMES and frame is None and start + 6 <= len(data):
             frame = struct.unpack_from(">BHHB", data, start)
             sampling = ",".join(f"{factors >> 4}x{factors & 15}" for factors in data[start + 7 : end : 3])
+            progressive = marker in _PROGRESSIVE
             if marker in _HIERARCHICAL:
                 raise Rejected(Status.UNSUPPORTED, f"JPEG of a kind that no decoder here knows (SOF{marker - 0xC0})")
             if frame[0] != 8:
@@ -59,12 +63,13 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
     _, height, width, components = frame
     if not height or not width:
         raise Rejected(Status.CORRUPT, f"JPEG: its header claims {width}×{height} pixels")
-    return JpegHeader(width, height, components, sampling, orientation, start - 4)
+    one_scan = not progressive and data[start : start + 1] == bytes([components])
+    return JpegHeader(width, height, components, sampling, orientation, one_scan, start - 4)
 
 
 def has_more_scans(data: bytes, header: JpegHeader, limit: int) -> bool:
     """Whether the first image in the file has more than `limit` scans: each costs a decoder a pass over all pixels."""
-    if data.count(b"\xff\xda", header.first_scan) <= limit:  # quick, and never too low
+    if header.one_scan or data.count(b"\xff\xda", header.first_scan) <= limit:  # quick, and never too low
         return False
     scans = 0
     for marker, _, _ in segments(data, header.first_scan):
