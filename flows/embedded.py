@@ -6,20 +6,31 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from flows.watch import Watch
+from models.errors import PixelmillError
 from models.settings import PredictSettings
 from tasks.server import ENVIRONMENT, EmbeddedServer
 
 if TYPE_CHECKING:
     from tasks.predict import Summary
 
+DRAIN_S = 20.0
+
 
 def predict_recorded(store: str, settings: PredictSettings, watch: Watch) -> "Summary":
     """Runs the flow `predict` in this process; Prefect records it."""
     with prefect_api():
+        import httpx
+
         from flows import predict as recorded
 
         recorded.watch.set(watch)
-        return recorded.predict(store=store, **settings.model_dump())
+        try:
+            return recorded.predict(store=store, **settings.model_dump())
+        except (httpx.HTTPError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "reach API" not in str(error):
+                raise
+            why = f"{type(error).__name__}: {error}"
+            raise PixelmillError(f"the Prefect server does not work with us; --direct does without: {why}") from None
 
 
 @contextlib.contextmanager
@@ -34,6 +45,8 @@ def prefect_api() -> Iterator[None]:
         if not os.environ.get("PREFECT_API_URL"):
             server.start()
         from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+        import flows.predict  # noqa: F401 - imported while the server starts
 
         if get_current_settings().api.url:  # the environment or a profile names a server
             server.stop()
@@ -53,5 +66,5 @@ def _drain() -> None:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    EventsWorker.drain_all()
-    APILogWorker.drain_all()
+    EventsWorker.drain_all(timeout=DRAIN_S)
+    APILogWorker.drain_all(timeout=DRAIN_S)

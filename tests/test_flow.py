@@ -219,6 +219,15 @@ def test_the_history_of_an_embedded_run_is_complete(mill, embedded, server):
     assert verify(mill.store, "embedded").problems == []
 
 
+def test_the_recorder_does_not_spin():
+    from prefect.server.services.task_run_recorder import TaskRunRecorder
+    from prefect.settings import PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL as INTERVAL
+    from prefect.settings import temporary_settings
+
+    with temporary_settings({INTERVAL: ENVIRONMENT[INTERVAL.name]}):
+        assert int(TaskRunRecorder.service_settings().flush_interval) >= 1
+
+
 def test_an_embedded_run_leaves_nothing_behind_and_reaches_nobody(mill, embedded):
     assert mill.processes() == []
     assert not mill.reached.exists(), mill.reached.read_text()
@@ -243,6 +252,13 @@ def test_a_server_that_is_configured_is_used(mill, server, by):
     assert server.flow_run(f"by_{by}")["state_name"] == "Completed"
 
 
+def test_a_server_that_does_not_answer_is_one_line(mill):
+    process = mill.start("unheard", PREFECT_API_URL="http://127.0.0.1:9/api")
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out, err.count("\n")) == (1, "", 1)
+    assert "--direct does without: RuntimeError: Failed to reach API at http://127.0.0.1:9/api/" in err
+
+
 def test_ctrl_c_leaves_no_process_and_records_the_end(mill, server):
     mill.add(300)
     process = mill.start("interrupted")
@@ -262,7 +278,7 @@ def test_kill_9_leaves_no_process(mill):
     parts = Path(mill.store) / "tables" / "killed" / "parts"
     eventually(lambda: list(parts.rglob("*.parquet")) or process.poll() is not None)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == -signal.SIGKILL
     eventually(lambda: mill.processes() == [])
 
