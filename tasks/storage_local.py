@@ -271,6 +271,8 @@ class LocalStorage(Storage):
                         else:
                             reason = "link" if entry.is_symlink() else "special"
                             ignored[reason] = ignored.get(reason, 0) + 1
+            except FileNotFoundError:
+                continue  # the folder is gone in between
             except OSError as error:
                 ignored["unreadable_folder"] = ignored.get("unreadable_folder", 0) + 1
                 logger.warning(

@@ -286,8 +286,10 @@ def test_what_vanishes_while_it_is_listed_is_left_out(tmp_path: Path, monkeypatc
 
     # The entries are read before the files go.
     monkeypatch.setattr(storage_local.os, "scandir", read_first(os.scandir))
-    found = list(Vanishing().walk(str(tmp_path), recursive=True, ignore=ignore_reason, ignored={}))
+    ignored: dict[str, int] = {}
+    found = list(Vanishing().walk(str(tmp_path), recursive=True, ignore=ignore_reason, ignored=ignored))
     assert [state.uri for state in found] == [str(tmp_path / "d.jpg")]
+    assert ignored == {}
 
 
 def read_first(scandir: Any) -> Any:

@@ -369,6 +369,7 @@ def test_an_image_that_changed_or_went_is_missing(root: str) -> None:
     before = listed(uri)
     storage.replace(uri, b"new")
     assert rejection(storage, before) == (Status.MISSING, "changed since it was listed")
+    assert rejection(storage, before, max_bytes=2) == (Status.MISSING, "changed since it was listed")
     assert rejection(storage, ListedImage(uri, "", 0)) == (Status.MISSING, "changed since it was listed")
     assert rejection(storage, listed(uri), max_bytes=2) == (Status.TOO_LARGE, "3 bytes, more than 2")
 
@@ -596,6 +597,16 @@ def test_only_what_concerns_one_object_rejects_the_image(
         assert caught.value.status == Status.UNREADABLE
 
 
+def test_an_object_that_may_not_be_seen_has_no_state(bucket: str) -> None:
+    uri = f"s3://{bucket}/a.jpg"
+    assert FaultyS3(("head_object:before", lambda: refusal("403", 403))).state(uri) is None
+    for code, status in (("400", 400), ("301", 301)):
+        with pytest.raises(StorageError, match=code):
+            FaultyS3(("head_object:before", lambda: refusal(code, status))).state(uri)  # noqa: B023
+    with pytest.raises(StorageError, match="403"):
+        FaultyS3(("head_object:before", lambda: refusal("403", 403))).exists(uri)
+
+
 def test_a_too_large_body_is_not_read(bucket: str) -> None:
     uri = f"s3://{bucket}/a.jpg"
     open_storage(uri).put_if_absent(uri, b"image")
@@ -704,6 +715,14 @@ def test_what_the_environment_lacks_is_told_without_secrets(
         assert "\n" not in str(error)
         assert SECRET not in shown
         assert "pass-word" not in shown
+
+
+def test_only_our_own_retries_are_made(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(S3Storage, "first_delay_s", 0.001)
+    stub.refusal = ("SlowDown", 503)
+    with pytest.raises(TransientError, match=r"SlowDown \(HTTP 503\), after 5 tries"):
+        S3Storage().replace("s3://bucket/key", b"data")
+    assert len(stub.requests) == 5
 
 
 def test_a_server_that_stalls_is_given_up(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
