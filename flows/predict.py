@@ -4,7 +4,9 @@ Prefect shows and schedules; it decides nothing. A shard is retried in its slot,
 off the store, so no task has retries here and no result is kept. Only names and numbers travel between tasks.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -74,20 +76,28 @@ def _start_work(store: str, settings: PredictSettings, planned: steps.Planned, s
     return named.submit(store, settings, planned, slot, slots)
 
 
-def _log_to_prefect() -> None:
+@contextlib.contextmanager
+def _log_to_prefect() -> Iterator[None]:
     """Lets our log lines reach the run's page, whatever PREFECT_LOGGING_EXTRA_LOGGERS says where this runs."""
-    if not any(isinstance(handler, APILogHandler) for handler in log.handlers):
-        log.addHandler(APILogHandler())
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
+    if any(isinstance(handler, APILogHandler) for handler in log.handlers):
+        yield
+        return
+    handler = APILogHandler()
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 @flow(name="predict", flow_run_name=_run_name, persist_result=False)
 @flat(PredictSettings, StoreSettings)
 def predict(settings: PredictSettings, store: StoreSettings) -> Any:
     """Run a model over a folder or bucket of images; one row per image in a table."""
-    _log_to_prefect()
     try:
-        return order.predict(store.store, settings, order.Steps(plan, _start_work, summarise))
+        with _log_to_prefect():
+            return order.predict(store.store, settings, order.Steps(plan, _start_work, summarise))
     except order.Incomplete as error:
         return Failed(message=str(error), data=error)
