@@ -284,7 +284,7 @@ def test_what_vanishes_while_it_is_listed_is_left_out(tmp_path: Path, monkeypatc
                 (tmp_path / "a.jpg").unlink(missing_ok=True)
                 shutil.rmtree(tmp_path / "b", ignore_errors=True)
 
-    # The entries are read before the files go.
+    # The entries are read, a.jpg first, before the files go.
     monkeypatch.setattr(storage_local.os, "scandir", read_first(os.scandir))
     ignored: dict[str, int] = {}
     found = list(Vanishing().walk(str(tmp_path), recursive=True, ignore=ignore_reason, ignored=ignored))
@@ -302,7 +302,7 @@ def read_first(scandir: Any) -> Any:
 
     def scan(path: str) -> Entries:
         with scandir(path) as entries:
-            return Entries(entries)
+            return Entries(sorted(entries, key=lambda entry: entry.name))
 
     return scan
 
