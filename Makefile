@@ -27,7 +27,7 @@ bench: $(READY)
 clean:
 	rm -rf .venv build *.egg-info
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(wildcard models/imaging/*.[ch])
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "making .venv: PyTorch is large, give it some minutes"
 	$(PYTHON) -m venv .venv

@@ -41,7 +41,7 @@ def watching() -> Iterator[Watch]:
     handler = _ConsoleLog(console)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False
+    propagate, log.propagate = log.propagate, False
     try:
         if console.is_terminal:
             with Bars(console) as bars:
@@ -50,6 +50,7 @@ def watching() -> Iterator[Watch]:
             yield Lines()
     finally:
         log.removeHandler(handler)
+        log.propagate = propagate
 
 
 class Bars:

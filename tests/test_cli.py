@@ -289,6 +289,38 @@ def test_prints_of_libraries_do_not_reach_the_json(here, capsys, monkeypatch):
     assert "downloading …" in err
 
 
+# --- the demo
+
+
+def test_demo(mill, capsys, monkeypatch):
+    from tasks import adopt
+    from tasks.registry import resolve
+
+    monkeypatch.setattr(adopt, "import_model", lambda source, name, store, weights: resolve(store, "tiny"))
+    assert main(["demo", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    shown = {row["photograph"]: row["status"] for row in result["top"]}
+    assert {"chelsea.png": "ok", "empty.jpg": "empty", "letter.jpg": "unsupported"}.items() <= shown.items()
+    assert main(["demo"]) == 0
+    out, err = capsys.readouterr()
+    assert f"{len(shown)} rows in the table demo, 0 of them new" in out
+    assert "3/3 predicting with tiny@000000000000" in err
+    assert f"{len(shown)} files in demo-photos" in err
+    for command in ("query", "verify", "ls"):
+        assert f"\n  pixelmill {command}" in out
+
+
+def test_suggested_commands_name_the_store_when_they_must(mill, capsys, monkeypatch):
+    assert main([*PREDICT, "--store", "my mill"]) == 2
+    publish_classifier(str(mill / "my mill"), mill)
+    capsys.readouterr()
+    assert main([*PREDICT, "--store", "my mill"]) == 0
+    assert "pixelmill verify holiday --store 'my mill'\n" in capsys.readouterr().out
+    monkeypatch.setenv("PIXELMILL_STORE", "my mill")
+    assert main(PREDICT) == 0
+    assert "pixelmill verify holiday\n" in capsys.readouterr().out
+
+
 # --- the process
 
 
