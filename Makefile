@@ -12,8 +12,10 @@ demo: $(READY)
 	$(BIN)/pixelmill demo
 	@echo "to have these commands in your shell: source .venv/bin/activate"
 
+# Each file in a process of its own: torch, Prefect's settings and S3 clients leave state behind in theirs.
 test: $(READY)
-	$(BIN)/python -m pytest
+	@failed=; for file in tests/test_*.py; do echo $$file; $(BIN)/python -m pytest $$file || failed="$$failed $$file"; done; \
+	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 lint: $(READY)
 	$(BIN)/ruff check
