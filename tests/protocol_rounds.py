@@ -237,7 +237,8 @@ class World(ABC):
         self.source = source
         self.store = store
         self.history: dict[tuple[str, str], bytes] = {}  # image and fingerprint → content
-        self.troubled: set[tuple[str, str]] = set()  # images that could not be read at some time
+        self.gone: set[tuple[str, str]] = set()  # versions that were changed or removed
+        self.refused: set[tuple[str, str]] = set()  # versions that storage did not give at some time
         self.mishaps: dict[str, str] = {}  # what happens when an image is read for the next time
         self.barrier: threading.Barrier | None = None  # where two runs meet before they write their plans
         self._seen: dict[str, bytes] = {}
@@ -286,15 +287,16 @@ class World(ABC):
         mishap = self.mishaps.pop(image.image, None)
         if mishap is None:
             return
-        self.troubled.add((image.image, image.fingerprint))
         name = image.image.rpartition("/")[2]
         if mishap == "vanishes" and name in self.names():
             self.remove(name)
         elif mishap == "changes":
             self.put(name, picture(random.Random(image.fingerprint)))
         elif mishap == "is refused":
+            self.refused.add((image.image, image.fingerprint))
             raise Rejected(Status.UNREADABLE, "made so by the test")
         elif mishap == "gets no answer":
+            self.refused.add((image.image, image.fingerprint))
             raise TransientError("made so by the test")
 
     def meet(self) -> None:
@@ -328,15 +330,19 @@ class LocalWorld(World):
         os.utime(draft, ns=(stamp, stamp))
         path = Path(self.source, name)
         self.history[str(path), fingerprint(draft.stat())] = data
+        if path.exists():
+            self.gone.add(self.version(name))
         draft.replace(path)
 
     def remove(self, name: str) -> None:
+        self.gone.add(self.version(name))
         Path(self.source, name).unlink()
 
     def rename(self, name: str, new: str) -> None:
         """The same file, with its time, under another name."""
         path = Path(self.source, name)
         self.history[str(path.with_name(new)), fingerprint(path.stat())] = self.history[self.version(name)]
+        self.gone.add(self.version(name))
         path.rename(path.with_name(new))
 
     def names(self) -> list[str]:
@@ -553,7 +559,7 @@ def _check_row(world: World, row: Row, version: str) -> None:
     key = (row["image"], row["fingerprint"])
     data = world.history[key]
     if row["status"] in ("unreadable", "missing"):
-        if key not in world.troubled:
+        if key not in (world.gone if row["status"] == "missing" else world.refused):
             raise Violation(f"{row['image']} is {row['status']}, although nothing was wrong with it: {row['error']}")
         return
     wanted = *truth(data, version), hashlib.sha256(data).hexdigest(), len(data)

@@ -78,9 +78,12 @@ class S3World(World):
 
     def put(self, name: str, data: bytes) -> None:
         self.history[f"{self.source}/{name}", hashlib.md5(data).hexdigest()] = data
+        if name in self.names():
+            self.gone.add(self.version(name))
         self._client.put_object(Bucket=self._bucket, Key=f"images/{name}", Body=data)
 
     def remove(self, name: str) -> None:
+        self.gone.add(self.version(name))
         self._client.delete_object(Bucket=self._bucket, Key=f"images/{name}")
 
     def rename(self, name: str, new: str) -> None:
@@ -95,7 +98,9 @@ class S3World(World):
         return sorted(self._objects("images/"))
 
     def version(self, name: str) -> tuple[str, str]:
-        return f"{self.source}/{name}", self._objects("images/")[name]["ETag"].strip('"')
+        return f"{self.source}/{name}", self._client.head_object(Bucket=self._bucket, Key=f"images/{name}")[
+            "ETag"
+        ].strip('"')
 
     def files(self) -> dict[str, bytes]:
         return {
@@ -159,7 +164,7 @@ def outage(start: int, end: int) -> Fault:
 
 
 def test_kills(worlds: Worlds) -> None:
-    assert kill_everywhere(worlds, range(1, 1000, 8)) >= 8
+    assert kill_everywhere(worlds, range(1, 1000, 11)) >= 6
 
 
 def test_encounters(worlds: Worlds) -> None:
@@ -188,7 +193,7 @@ def test_every_third_request_fails(worlds: Worlds, seed: int) -> None:
     check_quiet(world)
 
 
-@pytest.mark.parametrize("start", [2, 5, 9, 14, 24, 32])
+@pytest.mark.parametrize("start", [2, 8, 16, 30])
 def test_outage(worlds: Worlds, start: int) -> None:
     """An outage ends the run, or fails shards; it never ends as a row."""
     world = worlds(1)
@@ -202,12 +207,11 @@ def test_outage(worlds: Worlds, start: int) -> None:
     check_quiet(world)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_random_rounds(client: Any, bucket: str, seed: int) -> None:
-    rng = random.Random(seed)
+def test_random_rounds(client: Any, bucket: str) -> None:
+    rng = random.Random(1)
     world = S3World(client, bucket, 0)
     world.fill(rng)
-    for _ in range(2):
+    for seed in range(3):
         world.fault = random_faults(seed, 0.03)
         random_round(world, rng)
 
