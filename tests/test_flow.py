@@ -169,54 +169,15 @@ def embedded(mill) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def server(mill, embedded) -> Iterator[Server]:
-    """`prefect server start` on the home of the embedded run, with a scheduler that does not sleep long."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = ENVIRONMENT | {
-        "PREFECT_UI_ENABLED": "false",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=mill.environment(**settings),
-        start_new_session=True,
-    )
-    url = f"http://127.0.0.1:{port}/api"
-
-    def answers() -> bool:
-        try:
-            return httpx.get(f"{url}/health").status_code == 200
-        except httpx.TransportError:
-            assert process.poll() is None, "the server ended"
-            return False
-
-    eventually(answers)
-    yield Server(url)
-    process.terminate()
-    process.wait(30)
-
-
-def test_the_history_of_an_embedded_run_is_complete(mill, embedded, server):
-    assert (embedded["rows"], embedded["by_status"], embedded["shards"]) == (6, {"ok": 6}, 3)
-    run = server.flow_run("embedded")
-    assert (run["name"], run["state_name"]) == (f"embedded ← photos with {MODEL}", "Completed")
-    assert server.task_runs(run) == dict.fromkeys(("plan", "slot 1 of 2", "slot 2 of 2", "summary"), "Completed")
-    artifacts = server.artifacts(run)
-    assert {key: artifact["type"] for key, artifact in artifacts.items()} == {
-        "embedded-slot-1": "progress",
-        "embedded-slot-2": "progress",
-        "embedded-summary": "table",
-    }
-    assert artifacts["embedded-slot-1"]["data"] == 100
-    summary = {row["what"]: row["value"] for row in json.loads(artifacts["embedded-summary"]["data"])}
-    assert (summary["rows written"], summary["status: ok"], summary["shards still open"]) == (6, 6, 0)
-    assert "6 listed, 6 new, 6 open" in server.logs(run)
-    assert verify(mill.store, "embedded").problems == []
+def interrupted(mill, embedded) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a run that Ctrl-C ended after its first shards."""
+    mill.add(300)
+    process = mill.start("interrupted")
+    parts = Path(mill.store) / "tables" / "interrupted" / "parts"
+    eventually(lambda: list(parts.rglob("*.parquet")) or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, err
 
 
 def test_the_recorder_does_not_spin():
@@ -240,18 +201,6 @@ def test_the_trap_for_connections_works(mill):
     assert (mill.folder / "caught").read_text() == "192.0.2.1\n"
 
 
-@pytest.mark.parametrize("by", ["environment", "profile"])
-def test_a_server_that_is_configured_is_used(mill, server, by):
-    environment = {"PREFECT_API_URL": server.url}
-    if by == "profile":
-        profiles = mill.folder / "profiles.toml"
-        profiles.write_text(f'active = "team"\n[profiles.team]\nPREFECT_API_URL = "{server.url}"\n')
-        environment = {"PREFECT_PROFILES_PATH": str(profiles)}
-    result = mill.predict(f"by_{by}", **environment)
-    assert result["rows"] == 6
-    assert server.flow_run(f"by_{by}")["state_name"] == "Completed"
-
-
 def test_a_server_that_does_not_answer_is_one_line(mill):
     process = mill.start("unheard", PREFECT_API_URL="http://127.0.0.1:9/api")
     out, err = process.communicate(timeout=PATIENCE_S)
@@ -259,18 +208,12 @@ def test_a_server_that_does_not_answer_is_one_line(mill):
     assert "--direct does without: RuntimeError: Failed to reach API at http://127.0.0.1:9/api/" in err
 
 
-def test_ctrl_c_leaves_no_process_and_records_the_end(mill, server):
-    mill.add(300)
-    process = mill.start("interrupted")
-    parts = Path(mill.store) / "tables" / "interrupted" / "parts"
-    eventually(lambda: list(parts.rglob("*.parquet")) or process.poll() is not None)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, out) == (130, "")
+def test_ctrl_c_leaves_no_process(mill, interrupted):
+    exit_code, out, err = interrupted
+    assert (exit_code, out) == (130, "")
     assert err.splitlines()[-1] == "pixelmill: interrupted; run the same command again to go on"
     assert "Traceback" not in err
     assert mill.processes() == []
-    assert server.flow_run("interrupted")["state_type"] in ("CRASHED", "CANCELLED")
 
 
 def test_kill_9_leaves_no_process(mill):
@@ -281,6 +224,83 @@ def test_kill_9_leaves_no_process(mill):
     process.communicate(timeout=PATIENCE_S)
     assert process.returncode == -signal.SIGKILL
     eventually(lambda: mill.processes() == [])
+
+
+# --- on a server
+
+
+@pytest.fixture(scope="module")
+def server(mill, embedded, interrupted) -> Iterator[Server]:
+    """`prefect server start`, with a scheduler that does not sleep long.
+
+    On the home of the embedded runs, which have ended by then: an SQLite file is for one server at a time.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = ENVIRONMENT | {
+        "PREFECT_UI_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
+    }
+    log = mill.folder / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
+            stdout=output,
+            stderr=output,
+            env=mill.environment(**settings),
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}/api"
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{url}/health").status_code == 200
+        except httpx.TransportError:
+            assert process.poll() is None, log.read_text()
+            return False
+
+    eventually(answers)
+    yield Server(url)
+    early = process.poll()
+    process.terminate()
+    process.wait(30)
+    assert early is None, f"the server ended with {early}: {log.read_text()}"
+
+
+def test_the_history_of_an_embedded_run_is_complete(mill, embedded, server):
+    assert (embedded["rows"], embedded["by_status"], embedded["shards"]) == (6, {"ok": 6}, 3)
+    run = server.flow_run("embedded")
+    assert (run["name"], run["state_name"]) == (f"embedded ← photos with {MODEL}", "Completed")
+    assert server.task_runs(run) == dict.fromkeys(("plan", "slot 1 of 2", "slot 2 of 2", "summary"), "Completed")
+    artifacts = server.artifacts(run)
+    assert {key: artifact["type"] for key, artifact in artifacts.items()} == {
+        "embedded-slot-1": "progress",
+        "embedded-slot-2": "progress",
+        "embedded-summary": "table",
+    }
+    assert artifacts["embedded-slot-1"]["data"] == 100
+    summary = {row["what"]: row["value"] for row in json.loads(artifacts["embedded-summary"]["data"])}
+    assert (summary["rows written"], summary["status: ok"], summary["shards still open"]) == (6, 6, 0)
+    assert "6 listed, 6 new, 6 open" in server.logs(run)
+    assert verify(mill.store, "embedded").problems == []
+
+
+def test_the_end_of_an_interrupted_run_is_recorded(interrupted, server):
+    assert server.flow_run("interrupted")["state_type"] in ("CRASHED", "CANCELLED")
+
+
+@pytest.mark.parametrize("by", ["environment", "profile"])
+def test_a_server_that_is_configured_is_used(mill, server, by):
+    environment = {"PREFECT_API_URL": server.url}
+    if by == "profile":
+        profiles = mill.folder / "profiles.toml"
+        profiles.write_text(f'active = "team"\n[profiles.team]\nPREFECT_API_URL = "{server.url}"\n')
+        environment = {"PREFECT_PROFILES_PATH": str(profiles)}
+    result = mill.predict(f"by_{by}", "--limit", "6", **environment)
+    assert result["rows"] == 6
+    assert server.flow_run(f"by_{by}")["state_name"] == "Completed"
 
 
 # --- the flow in this process, on the server
