@@ -128,7 +128,7 @@ class Table:
 
     def _read_head(self, number: int) -> PlanHead:
         with self._parquet(self.plan_uri(number)) as file:
-            head = json.loads(file.metadata.metadata[METADATA_KEY])
+            head = _own_metadata(file, self.plan_uri(number))
             rows = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
         shards = tuple(Shard(number, index, count) for index, count in enumerate(rows))
         return PlanHead(number, head["model"], head["source"], head["created_at"], shards)
@@ -170,9 +170,9 @@ class Table:
             return file.read(columns=columns)
 
     def part_statistics(self, uri: str) -> dict[str, Any]:
-        """What the slot noted about one part: counts by status, seconds by stage, engine, host."""
+        """What the slot noted about one part: counts by status, seconds by stage, engine, host. Raises StorageError."""
         with self._parquet(uri) as file:
-            return json.loads(file.metadata.metadata[METADATA_KEY])
+            return _own_metadata(file, uri)
 
     def commit(self, model: str, shard: Shard, rows: pa.Table, statistics: dict[str, Any]) -> bool:
         """Publishes the part of a shard, whole; False when another slot had published it first."""
@@ -189,6 +189,15 @@ class Table:
             raise
         except (pa.ArrowException, OSError) as error:  # Arrow raises OSError itself for a wrong checksum
             raise StorageError(f"{uri} is damaged: {' '.join(str(error).split())}") from error
+
+
+def _own_metadata(file: pq.ParquetFile, uri: str) -> dict[str, Any]:
+    try:
+        return json.loads((file.metadata.metadata or {})[METADATA_KEY])
+    except (KeyError, ValueError):
+        raise StorageError(
+            f"{uri} was not written by pixelmill: it has no {METADATA_KEY.decode()!r} metadata"
+        ) from None
 
 
 # Floats split by byte are 41 % smaller and written twice as fast; sorted names share their prefixes.
