@@ -104,6 +104,7 @@ def _import_ahead() -> None:
     """What `run` imports and its first images need, while the supervisor is still planning."""
     for name in ("onnxruntime", "tasks.pipeline", "tasks.registry", "models.imaging.prepare"):
         importlib.import_module(name)
+    importlib.import_module("models.runtime.openvino").cpu_precisions()  # loads it, if it is installed
 
 
 def run(config: SlotConfig, events: Events, commands: TextIO) -> None:

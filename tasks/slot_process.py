@@ -9,10 +9,12 @@ import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.slot import SlotConfig
-from tasks.table import Shard
+
+if TYPE_CHECKING:  # a process is started before Arrow is imported here
+    from tasks.table import Shard
 
 LAST_WORDS_S = 5.0  # for a process that has closed its events to end
 SLOT_COMMAND = [sys.executable, "-m", "tasks.slot"]
@@ -56,7 +58,7 @@ class SlotProcess:
             self._process.stdin.write(line)
             self._process.stdin.flush()
 
-    def give(self, shard: Shard, poison: dict[int, str] | None = None) -> None:
+    def give(self, shard: "Shard", poison: dict[int, str] | None = None) -> None:
         """Hands out one more shard."""
         self.in_hand.append(shard)
         key = [shard.plan, shard.index, shard.images]
@@ -90,8 +92,9 @@ _warm_lock = threading.Lock()
 
 
 def warm_up(slots: int) -> None:
-    """Starts processes for so many slots, so that their imports overlap with the listing. Undone by `cool_down`."""
-    _warm.extend(SlotProcess() for _ in range(slots))
+    """Keeps so many processes started, so that their imports overlap with the listing. Undone by `cool_down`."""
+    with _warm_lock:
+        _warm.extend(SlotProcess() for _ in range(slots - len(_warm)))
 
 
 def cool_down() -> None:

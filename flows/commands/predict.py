@@ -31,6 +31,9 @@ def predict(
     Args:
         direct: Run without Prefect: nothing is recorded, and the start is quicker.
     """
+    from tasks.slot_process import warm_up
+
+    warm_up(settings.slots)  # before the imports below, which take as long as the process's own
     from flows import order
     from flows.console import watching
 
