@@ -268,7 +268,7 @@ class Pipeline:
                 item = self._to_predict.get(PATIENCE_S if batch else None)
             except Finished:
                 return batch, geometries, True
-            finally:
+            if self.tally.images:  # before the first image is through, the wait is for the start, not for storage
                 self.tally.spend("wait", time.perf_counter() - start)
             if item is None:
                 break
@@ -340,5 +340,6 @@ class Pipeline:
             "stages": {stage: round(seconds, 3) for stage, seconds in rows.seconds.items()},
             "seconds": round(time.perf_counter() - rows.started, 3),
         }
-        self.table.commit(self._model, rows.shard, rows.to_arrow(card.task, card.labels), statistics)
-        self._listener.committed(rows.shard, statistics)
+        is_ours = self.table.commit(self._model, rows.shard, rows.to_arrow(card.task, card.labels), statistics)
+        # Rows that another slot had published first are in its count.
+        self._listener.committed(rows.shard, statistics if is_ours else statistics | {"by_status": {}})

@@ -215,7 +215,7 @@ class Supervisor:
             self._shards.done(shard)
             self._strikes = 0
             self._report.shards += 1
-            self._report.rows += shard.images
+            self._report.rows += sum(event["statistics"]["by_status"].values())
             self._report.by_status.update(event["statistics"]["by_status"])
             self._report.working_seconds = time.monotonic() - (self._busy_since or time.monotonic())
         elif kind == "failed" and shard:

@@ -494,3 +494,14 @@ def test_an_abandoned_queue_wakes_who_waits(call: Callable[[BoundedQueue[int]], 
     assert not ended.wait(0.02)
     queue.abandon()
     assert ended.wait(20)
+
+
+def test_rows_that_another_slot_published_first_are_not_counted(mill: Mill) -> None:
+    mill.claim(6, 3)
+    shards = mill.open()
+    counts = []
+    mill.heard.committed = lambda shard, statistics: counts.append(statistics["by_status"])  # type: ignore[method-assign]
+    mill.run(shards=shards[:1])
+    mill.run(shards=shards, workers=1)
+    assert sorted(counts, key=str) == [{"ok": 3}, {"ok": 3}, {}]
+    assert len(mill.rows()) == 6
