@@ -108,7 +108,7 @@ def rejection(storage: Storage, image: ListedImage, max_bytes: int = MAX_BYTES) 
     [
         pytest.param("/a/b.jpg", "/a/b.jpg", id="absolute"),
         pytest.param("/a/../b//c/", "/b/c", id="dots and slashes"),
-        pytest.param("b.jpg", "/work/b.jpg", id="relative"),
+        pytest.param("b.jpg", "/here/b.jpg", id="relative"),
         pytest.param("~/b.jpg", "/home/me/b.jpg", id="home"),
         pytest.param("/a/%41::[1] \n😀.jpg", "/a/%41::[1] \n😀.jpg", id="literal"),
         pytest.param("/a/\udcff%.jpg", "file:///a/%FF%25.jpg", id="not UTF-8"),
@@ -122,7 +122,7 @@ def rejection(storage: Storage, image: ListedImage, max_bytes: int = MAX_BYTES) 
 )
 def test_each_file_has_one_uri(typed: str, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.setattr(os, "getcwd", lambda: "/work")
+    monkeypatch.setattr(os, "getcwd", lambda: "/here")
     assert normalise(typed) == uri
     assert normalise(uri) == uri
 
