@@ -137,7 +137,7 @@ def work(
         max_pixels=settings.max_pixels,
         remote_source="://" in normalise(settings.source),
     )
-    return work_through(config.store, config, planned.open_images, slot, slots, on_progress)
+    return work_through(config, planned.plan, planned.open_images, slot, slots, on_progress)
 
 
 def summarise(

@@ -1,5 +1,6 @@
 """The open shards of a table, in the order in which one of several slots should take them."""
 
+import random
 import threading
 import time
 
@@ -10,12 +11,15 @@ _taken_lock = threading.Lock()
 
 
 class ShardQueue:
-    """The open shards in the order of one slot: its own share first, then the others' from the far end."""
+    """The open shards in the order of one slot: its share of the run's own plan, the other slots' shares from the far
+    end, then older plans from a random place on, since another run may be going through those from the first.
+    """
 
-    def __init__(self, table: Table, model: str, slot: int, slots: int):
-        """`slot` counts from 0."""
+    def __init__(self, table: Table, model: str, plan: int | None, slot: int, slots: int):
+        """`plan`: the one that this run has written, if any; `slot` counts from 0."""
         self._table = table
         self._model = model
+        self._plan = plan
         self._slot = slot
         self._slots = slots
         self._order = self._open()
@@ -24,9 +28,12 @@ class ShardQueue:
 
     def _open(self) -> list[Shard]:
         shards = sorted(self._table.open_shards(self._model))
-        start = self._slot * len(shards) // self._slots
-        end = (self._slot + 1) * len(shards) // self._slots
-        return shards[start:end] + (shards[end:] + shards[:start])[::-1]
+        own = [shard for shard in shards if shard.plan == self._plan]
+        start = self._slot * len(own) // self._slots
+        end = (self._slot + 1) * len(own) // self._slots
+        others = [shard for shard in shards if shard.plan != self._plan]
+        first = random.randrange(len(others)) if others else 0
+        return own[start:end] + (own[end:] + own[:start])[::-1] + others[first:] + others[:first]
 
     def _key(self, shard: Shard) -> tuple[str, str, str, Shard]:
         return (self._table.store, self._table.name, self._model, shard)

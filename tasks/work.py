@@ -300,16 +300,22 @@ def stop() -> None:
 
 
 def work(
-    store: str, config: SlotConfig, total: int, slot: int, slots: int, on_progress: Callable[[SlotProgress], None]
+    config: SlotConfig,
+    plan: int | None,
+    total: int,
+    slot: int,
+    slots: int,
+    on_progress: Callable[[SlotProgress], None],
 ) -> SlotReport:
     """Drains the open shards of a table for one model, as slot `slot` (from 0) of `slots`; blocks until none is left to
     take.
 
-    `total`: images open when the run began. Raises ModelError when the model cannot be loaded, Stopped after `stop()`.
+    `plan`: the plan that this run has written, if any; `total`: images open when it began. Raises ModelError when the
+    model cannot be loaded, Stopped after `stop()`.
     """
     start = time.monotonic()
     report = SlotReport(slot)
-    shards = ShardQueue(Table(store, config.table), config.model, slot, slots)
+    shards = ShardQueue(Table(config.store, config.table), config.model, plan, slot, slots)
     supervisor = Supervisor(shards, config, report, on_progress, total)
     _at_work.add(supervisor)
     try:

@@ -12,7 +12,7 @@ import pytest
 
 from models.errors import ModelError
 from models.records import LISTING_SCHEMA, Task
-from tasks import slot_process, work
+from tasks import shard_queue, slot_process, work
 from tasks.plan import claim
 from tasks.shard_queue import ShardQueue
 from tasks.slot import SlotConfig
@@ -52,12 +52,12 @@ def indices(queue: ShardQueue) -> list[int]:
     ],
 )
 def test_order_of_shards(tmp_path, slot, slots, order):
-    assert indices(ShardQueue(planned_table(tmp_path, 18), MODEL, slot, slots)) == order
+    assert indices(ShardQueue(planned_table(tmp_path, 18), MODEL, 1, slot, slots)) == order
 
 
 def test_slots_of_one_process_never_hold_the_same_shard(tmp_path):
     table = planned_table(tmp_path, 18)
-    queues = [ShardQueue(table, MODEL, slot, 2) for slot in range(2)]
+    queues = [ShardQueue(table, MODEL, 1, slot, 2) for slot in range(2)]
     taken = [queue.take() for _ in range(3) for queue in queues]
     assert sorted(shard.index for shard in taken) == [0, 1, 2, 3, 4, 5]
     assert [queue.take() for queue in queues] == [None, None]
@@ -68,9 +68,18 @@ def test_slots_of_one_process_never_hold_the_same_shard(tmp_path):
         queues[0].done(shard)
 
 
+def test_a_run_without_a_plan_of_its_own_starts_where_the_other_run_is_not(tmp_path, monkeypatch):
+    table = planned_table(tmp_path, 18)
+    monkeypatch.setattr(shard_queue.random, "randrange", lambda count: count - 2)
+    assert indices(ShardQueue(table, MODEL, None, 0, 1)) == [4, 5, 0, 1, 2, 3]
+    monkeypatch.undo()
+    starts = {indices(ShardQueue(table, MODEL, None, 0, 1))[0] for _ in range(100)}
+    assert starts == {0, 1, 2, 3, 4, 5}
+
+
 def test_a_shard_that_another_run_committed_is_not_taken(tmp_path):
     table = planned_table(tmp_path, 9)
-    queue = ShardQueue(table, MODEL, 0, 1)
+    queue = ShardQueue(table, MODEL, 1, 0, 1)
     table.storage.put_if_absent(table.part_uri(MODEL, table.open_shards(MODEL)[1]), b"x")
     assert indices(queue) == [0, 2]
 
@@ -87,7 +96,7 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setattr(slot_process, "SLOT_COMMAND", command)
         config = SlotConfig(table.store, "t", MODEL, "auto", "auto", 1, None, None, 5, 100)
         progress = []
-        report = work.work(table.store, config, 12, 0, 1, progress.append)
+        report = work.work(config, 1, 12, 0, 1, progress.append)
         return report, [shard.index for shard in table.open_shards(MODEL)], progress
 
     run_slot.table = table
