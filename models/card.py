@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from models.errors import UsageError
 from models.imaging.geometry import ResizeRule
 from models.records import Task
 
@@ -37,6 +38,19 @@ class Card:
     def reference(self) -> str:
         """`NAME@VERSION`, as it stands in tables."""
         return f"{self.name}@{self.version}"
+
+    def threshold(self, score: float | None) -> float:
+        """The score below which findings are dropped: what was asked for, else the model's own.
+
+        Raises UsageError if the graph itself already drops findings that are asked for.
+        """
+        asked = self.score if score is None else score
+        if asked < self.score_floor:
+            raise UsageError(
+                f"score {asked:g} is too low: the graph of {self.reference} drops findings below "
+                f"{self.score_floor:g}; use --score {self.score_floor:g} or more"
+            )
+        return asked
 
     def to_json(self) -> str:
         """The card as text, keys in the order of the fields."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from models.errors import Rejected, StorageError, TransientError
 from models.imaging.geometry import Geometry
 from models.records import ListedImage, Status
-from models.runtime.predictor import Predictor
+from models.runtime.predictor import Predictor, one_line
 from tasks.bounded_queue import BoundedQueue, Finished
 from tasks.shard_rows import Outcome, ShardRows
 from tasks.storage import Storage, open_storage
@@ -281,6 +281,10 @@ class Pipeline:
             except Rejected as rejection:
                 outcome = item.outcome._replace(status=rejection.status, error=rejection.reason)
                 self._settle(item.rows, item.index, outcome)
+                continue
+            except Exception as error:  # decoders raise what they like, MemoryError too; it costs one row, not the run
+                reason = f"the decoder failed: {type(error).__name__}: {one_line(error)}"
+                self._settle(item.rows, item.index, item.outcome._replace(status=Status.CORRUPT, error=reason))
                 continue
             batch.append(item)
             geometries.append(geometry)

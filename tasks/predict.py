@@ -5,9 +5,11 @@ machine.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from models.errors import UsageError
 from models.records import Task
@@ -83,13 +85,19 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
     store, source = normalise(store), normalise(settings.source)
     card = registry.resolve(store, settings.model)
     results = result_settings(settings, card.task)
-    listing = list_source(source, recursive=settings.recursive, exclude=store, report=on_listed)
-    batches = iter(listing)
+    card.threshold(settings.score)
     table = Table(store, settings.table)
-    table.define(card.task, results)
+    if table.exists():
+        table.check(card.task, results)
+    listing = list_source(source, recursive=settings.recursive, exclude=store, report=on_listed)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield from listing  # raises NotFound where there is no image: then no table is made either
+        table.define(card.task, results)
+
     claimed = claim(
         table,
-        batches,
+        batches(),
         model=card.reference,
         source=source,
         settings=results,

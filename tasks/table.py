@@ -85,13 +85,20 @@ class Table:
         return Task(self.definition["task"])
 
     def define(self, task: Task, settings: dict[str, Any]) -> None:
-        """Makes the table, or checks that it was made for this task with these settings; else raises TableMismatch."""
-        wanted = {"task": str(task), "settings": settings}
-        text = json.dumps({"table": self.name, **wanted}, indent=2, sort_keys=True).encode()
-        if not self.storage.exists(join(self.uri, "table.json")):
-            self.storage.put_if_absent(join(self.uri, "table.json"), text)
+        """Makes the table for this task with these settings; of one that is there, checks them as `check` does."""
+        text = json.dumps({"table": self.name, "task": str(task), "settings": settings}, indent=2, sort_keys=True)
+        if not self.exists():
+            self.storage.put_if_absent(join(self.uri, "table.json"), text.encode())
+        self.check(task, settings)
+
+    def exists(self) -> bool:
+        """Whether the table has been made."""
+        return self.storage.exists(join(self.uri, "table.json"))
+
+    def check(self, task: Task, settings: dict[str, Any]) -> None:
+        """Raises TableMismatch if the table was made for another task or with other settings."""
         found = self.definition
-        if found["task"] != wanted["task"]:
+        if found["task"] != task:
             raise TableMismatch(
                 f"table {self.name!r} holds results of task {found['task']}, this model's task is {task}: "
                 "name another table"

@@ -505,3 +505,20 @@ def test_rows_that_another_slot_published_first_are_not_counted(mill: Mill) -> N
     mill.run(shards=shards, workers=1)
     assert sorted(counts, key=str) == [{"ok": 3}, {"ok": 3}, {}]
     assert len(mill.rows()) == 6
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("too deep"), ValueError("a\nb")], ids=repr)
+def test_whatever_a_decoder_raises_costs_one_row(mill: Mill, error: Exception) -> None:
+    names = mill.claim(5, 5)
+
+    class Raising(ColourPreparer):
+        def prepare(self, data: bytes, out: NDArray[np.uint8]) -> Geometry:
+            if data == colour(names[2]):
+                raise error
+            return super().prepare(data, out)
+
+    mill.run(make_preparer=Raising)
+    assert mill.status() == {name: "corrupt" if name == names[2] else "ok" for name in names}
+    reason = mill.rows()[2]["error"]
+    assert type(error).__name__ in reason
+    assert "\n" not in reason

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from models.errors import TableMismatch, UsageError
+from models.errors import NotFound, TableMismatch, UsageError
 from models.settings import PredictSettings
 from tasks import predict, slot_process
+from tasks.storage import open_storage
 from tasks.table import Table
 from tasks.verify import verify
 from tests.odd_images import odd_images
@@ -30,9 +31,9 @@ CHANGES_NOTHING = 1e-6  # of a score, between batch sizes: the order of sums in 
 class Mill:
     """A store with a tiny model, and a folder of photographs."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, store: str = ""):
         self.folder = folder
-        self.store = str(folder / "mill")
+        self.store = store or str(folder / "mill")
         self.photos = folder / "photos"
         self.photos.mkdir()
         publish_classifier(self.store, folder)
@@ -161,6 +162,28 @@ def test_a_low_score_is_dropped_and_only_detectors_have_a_threshold(mill):
         mill.predict(model="tiny")
     with pytest.raises(UsageError, match="--score does not apply"):
         mill.predict("other", model="tiny", score=0.5)
+
+
+def test_a_refused_run_makes_no_table(mill):
+    """Else its settings would be the table's for ever."""
+    publish_detector(mill.store, mill.folder, score_floor=0.2)
+    with pytest.raises(UsageError, match=r"score 0\.1 is too low"):
+        mill.predict(model="tiny_detector", score=0.1)
+    with pytest.raises(NotFound, match="no images"):
+        mill.predict(top_k=2)
+    mill.add(1)
+    assert mill.predict(top_k=3).rows == 1
+
+
+def test_a_bucket_is_predicted_like_a_folder(tmp_path, bucket):
+    mill = Mill(tmp_path, f"s3://{bucket}/mill")
+    mill.add(12)
+    for path in mill.photos.iterdir():
+        open_storage(mill.store).put_if_absent(f"s3://{bucket}/photos/{path.name}", path.read_bytes())
+    mill.photos = f"s3://{bucket}/photos"
+    summary = mill.predict(shard_size=5)
+    assert (summary.by_status, summary.shards) == ({"ok": 12}, 3)
+    assert (mill.predict().rows, mill.problems()) == (0, [])
 
 
 def test_images_that_vanish_or_change_after_the_plan(mill):

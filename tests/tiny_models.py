@@ -66,10 +66,10 @@ def publish_classifier(store: str, folder: Path, name: str = "tiny", seed: int =
     return _publish(store, folder, card, nodes, outputs, constants)
 
 
-def publish_detector(store: str, folder: Path, name: str = "tiny_detector") -> Card:
+def publish_detector(store: str, folder: Path, name: str = "tiny_detector", score_floor: float = 0.0) -> Card:
     """Finds one light object at (8, 4, 24, 12) of its input in every image that is lighter than grey, else nothing."""
     rule = ResizeRule("letterbox", SIDE, SIDE)
-    card = Card(name, "d" * 12, Task.DETECT, "tiny_detector", LABELS, rule)
+    card = Card(name, "d" * 12, Task.DETECT, "tiny_detector", LABELS, rule, score_floor=score_floor)
     node = helper.make_node
     nodes = [
         node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),

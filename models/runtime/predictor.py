@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.card import Card
-from models.errors import ModelError, Rejected, UsageError
+from models.errors import ModelError, Rejected
 from models.imaging.geometry import Geometry
 from models.records import Status
 from models.runtime.engine import Engine, OutOfMemory
@@ -24,15 +24,10 @@ class Predictor:
         """
         self.card = card
         self.engine = engine
-        self.score = card.score if score is None else score
+        self.score = card.threshold(score)
         self.top_k = top_k
         self.max_batch: int | None = None  # images per call that fit in memory; None until a batch did not
         self._lock = threading.Lock()
-        if self.score < card.score_floor:
-            raise UsageError(
-                f"score {self.score:g} is too low: the graph of {card.reference} drops findings below "
-                f"{card.score_floor:g}; use --score {card.score_floor:g} or more"
-            )
 
     def predict(
         self,
