@@ -14,7 +14,7 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 
 from flows.watch import Seldom, describe
 from tasks.predict import Summary
-from tasks.work import SlotProgress, SlotReport
+from tasks.slot_report import SlotProgress, SlotReport
 
 log = logging.getLogger("pixelmill")
 

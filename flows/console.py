@@ -15,7 +15,7 @@ from rich.table import Table
 from flows.watch import Lines, Overall, Watch
 
 if TYPE_CHECKING:
-    from tasks.work import SlotProgress
+    from tasks.slot_report import SlotProgress
 
 
 WIDEST = 10_000  # columns of a table on a pipe

@@ -13,7 +13,8 @@ from models.settings import PredictSettings
 from tasks import predict as steps_of
 from tasks.predict import Planned, Summary
 from tasks.slot_process import cool_down, warm_up
-from tasks.work import SlotReport, stop
+from tasks.slot_report import SlotReport
+from tasks.work import stop
 
 log = logging.getLogger("pixelmill")
 

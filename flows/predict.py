@@ -23,7 +23,7 @@ from flows.parameters import flat
 from flows.watch import Lines, Watch
 from models.settings import PredictSettings, StoreSettings
 from tasks import predict as steps
-from tasks.work import SlotProgress, SlotReport
+from tasks.slot_report import SlotProgress, SlotReport
 
 log = logging.getLogger("pixelmill")
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from tasks.work import SlotProgress
+    from tasks.slot_report import SlotProgress
 
 log = logging.getLogger("pixelmill")
 

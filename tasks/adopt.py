@@ -108,7 +108,7 @@ def _import_onnx(source: str, name: str, store: str, card_file: str, images: Pat
 
     uri, card_uri = normalise(source), normalise(card_file)
     try:
-        card = _foreign_card(open_storage(card_uri).read(card_uri), card_uri, name)
+        card = foreign_card(open_storage(card_uri).read(card_uri), card_uri, name)
     except FileNotFoundError:
         raise UsageError(f"no card file {card_uri}") from None
     with tempfile.TemporaryDirectory(prefix="pixelmill-") as folder:
@@ -127,7 +127,7 @@ def _import_onnx(source: str, name: str, store: str, card_file: str, images: Pat
         return registry.publish(store, card, {ONNX_FILE: onnx_path})
 
 
-def _foreign_card(data: bytes, uri: str, name: str) -> Card:
+def foreign_card(data: bytes, uri: str, name: str) -> Card:
     """The card that a user wrote for a foreign file. Raises UsageError that says what it lacks."""
     expected = (
         f"{uri}: expected a JSON object with task ({' or '.join(Task)}), labels (a list of names, by output index) "

@@ -11,10 +11,9 @@ memory does not grow and no core waits at a border.
 import hashlib
 import threading
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +27,7 @@ from tasks.bounded_queue import BoundedQueue, Finished
 from tasks.shard_rows import Outcome, ShardRows
 from tasks.storage import Storage, open_storage
 from tasks.table import Shard, Table
+from tasks.tally import Tally
 
 MAX_IMAGE_BYTES = 512 * 2**20
 MAX_QUEUED_BYTES = 64 * 2**20
@@ -47,7 +47,6 @@ class ImagePreparer(Protocol):
 class Listener(Protocol):
     """Hears what happens; called from several threads."""
 
-    def started(self, shard: Shard) -> None: ...
     def committed(self, shard: Shard, statistics: Mapping[str, Any]) -> None: ...
     def failed(self, shard: Shard, reason: str) -> None: ...
     def predicting(self, shard: Shard, index: int) -> None: ...
@@ -61,31 +60,6 @@ class Item:
     index: int
     data: bytes
     outcome: Outcome  # without a status of its own yet
-
-
-@dataclass
-class Tally:
-    """Counts of a running pipeline, read by another thread to show progress."""
-
-    images: int = 0
-    by_status: Counter[str] = field(default_factory=Counter)
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # busy, by stage, all threads
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def settle(self, status: Status) -> None:
-        with self.lock:
-            self.images += 1
-            self.by_status[str(status)] += 1
-
-    def forget(self, by_status: Mapping[str, int]) -> None:
-        """The images of a failed shard are open again."""
-        with self.lock:
-            self.images -= sum(by_status.values())
-            self.by_status.subtract(by_status)
-
-    def spend(self, stage: str, seconds: float) -> None:
-        with self.lock:
-            self.seconds[stage] += seconds
 
 
 class Pipeline:
@@ -106,10 +80,10 @@ class Pipeline:
         poison: Mapping[Shard, Mapping[int, str]] | None = None,
         announce: bool = False,
     ):
-        """`statistics` go into every part. `poison`: images that killed a process before, by shard and index, with the
-        reason.
+        """`statistics` go into every part.
 
-        `announce`: tell the listener each image before it is predicted, so that one that kills the process is known.
+        `poison`: images that killed a process before, by shard and index, with the reason. `announce`: tell the
+        listener each image before it is predicted, so that one that kills the process is known.
         """
         self.table = table
         self.predictor = predictor
@@ -133,8 +107,7 @@ class Pipeline:
         self._error: BaseException | None = None
 
     def run(self, shards: Iterable[Shard]) -> None:
-        """Computes and commits `shards`, taken one by one as there is room. A shard that fails is reported, and left
-        open.
+        """Computes and commits `shards`, taken one by one as there is room; one that fails is reported and left open.
 
         Raises what ended the pipeline as a whole: ModelError when the engine is lost.
         """
@@ -186,7 +159,6 @@ class Pipeline:
             self._room_for_shards.acquire()
             if self._error is not None:
                 return
-            self._listener.started(shard)
             try:
                 rows = ShardRows(shard, self.table.shard_rows(shard))
             except (StorageError, FileNotFoundError) as error:
@@ -257,8 +229,7 @@ class Pipeline:
                 return
 
     def _fill(self, preparer: ImagePreparer, images: NDArray[np.uint8]) -> tuple[list[Item], list[Geometry], bool]:
-        """Decodes waiting images into `images` [batch, height, width, 3]; a batch that finds nobody waiting stays
-        short."""
+        """Decodes waiting images into `images` [batch, height, width, 3]; short if none waits. True: the last."""
         batch: list[Item] = []
         geometries: list[Geometry] = []
         limit = min(self._batch_size, self.predictor.max_batch or self._batch_size)

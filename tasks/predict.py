@@ -15,12 +15,13 @@ from models.errors import UsageError
 from models.records import Task
 from models.settings import PredictSettings
 from tasks import registry
-from tasks.listing import list_source
+from tasks.listing import LIST_EXTENSIONS, list_source
 from tasks.plan import claim
 from tasks.slot import SlotConfig
+from tasks.slot_report import SlotProgress, SlotReport, add_seconds
 from tasks.storage import normalise
 from tasks.table import Table
-from tasks.work import SlotProgress, SlotReport, add_seconds, cores
+from tasks.work import cores
 from tasks.work import work as work_through
 
 # The settings that change results, by task; a table keeps them, and refuses others.
@@ -119,6 +120,11 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
     )
 
 
+def is_remote(source: str) -> bool:
+    """Whether its images may lie on an object store, as those that a list names may."""
+    return source.startswith("s3://") or source.lower().endswith(tuple(f".{name}" for name in LIST_EXTENSIONS))
+
+
 def work(
     store: str,
     settings: PredictSettings,
@@ -127,8 +133,7 @@ def work(
     slots: int = 1,
     on_progress: Callable[[SlotProgress], None] = lambda progress: None,
 ) -> SlotReport:
-    """Computes open shards of the table as slot `slot` (from 0) of `slots`, in a child process; blocks until none is
-    left.
+    """Computes open shards of the table in a child process, as slot `slot` (from 0) of `slots`, until none is left.
 
     Raises ModelError when the model cannot be loaded; a shard that fails is in the report, and stays open.
     """
@@ -143,7 +148,7 @@ def work(
         score=settings.score,
         top_k=settings.top_k,
         max_pixels=settings.max_pixels,
-        remote_source="://" in normalise(settings.source),
+        remote_source=is_remote(settings.source),
     )
     return work_through(config, planned.plan, planned.open_images, slot, slots, on_progress)
 

@@ -10,8 +10,8 @@ import os
 import queue
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from models.errors import ModelError, PixelmillError, StorageError
 from tasks.shard_queue import ShardQueue
 from tasks.slot import SlotConfig
 from tasks.slot_process import SlotProcess, cool_down, take_warm
+from tasks.slot_report import SlotProgress, SlotReport, add_seconds
 from tasks.table import Shard, Table
 
 log = logging.getLogger("pixelmill")
@@ -34,42 +35,6 @@ class Stopped(PixelmillError):
     """The run was asked to end early; run the same command again to go on."""
 
     exit_code = 130
-
-
-@dataclass(frozen=True)
-class SlotProgress:
-    """How far one slot is."""
-
-    slot: int
-    done: int  # images finished by this slot in this run
-    total: int  # images open when the run began, for all slots
-    rate: float  # images/s of this slot since its model was loaded
-    by_status: dict[str, int]
-    stages: dict[str, float]  # busy seconds, summed over threads: read, decode, infer, write; wait: idle cores
-
-
-@dataclass
-class SlotReport:
-    """What one slot did."""
-
-    slot: int
-    shards: int = 0
-    rows: int = 0
-    by_status: Counter[str] = field(default_factory=Counter)
-    stages: dict[str, float] = field(default_factory=dict)
-    failed_shards: list[str] = field(default_factory=list)  # one line each
-    seconds: float = 0.0
-    working_seconds: float = 0.0  # of these, from the loaded model to the last part
-    engine: str = ""
-
-
-def add_seconds(stages: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Busy seconds by stage, summed."""
-    total: dict[str, float] = {}
-    for seconds in stages:
-        for stage, busy in seconds.items():
-            total[stage] = total.get(stage, 0.0) + busy
-    return total
 
 
 def cores() -> int:
@@ -97,7 +62,6 @@ class Supervisor:
         self._config = config
         self._report = report
         self._on_progress = on_progress
-        self._total = total
         self._failures: Counter[Shard] = Counter()
         self._suspects: list[Shard] = []  # in hand when a process died
         self._poison: dict[Shard, dict[int, str]] = {}
@@ -307,8 +271,7 @@ def work(
     slots: int,
     on_progress: Callable[[SlotProgress], None],
 ) -> SlotReport:
-    """Drains the open shards of a table for one model, as slot `slot` (from 0) of `slots`; blocks until none is left to
-    take.
+    """Drains the open shards of a table for one model, as slot `slot` (from 0) of `slots`; blocks until it is done.
 
     `plan`: the plan that this run has written, if any; `total`: images open when it began. Raises ModelError when the
     model cannot be loaded, Stopped after `stop()`.

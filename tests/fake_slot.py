@@ -45,7 +45,6 @@ for line in sys.stdin:
         break
     key = command["shard"]
     shard = Shard(*key)
-    send("started", shard=key)
     if config["isolated"]:
         for index in range(shard.images):
             if str(index) not in command["poison"]:

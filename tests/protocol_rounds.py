@@ -379,13 +379,9 @@ class Ran:
 class Heard:
     """A listener that keeps what it hears."""
 
-    started_shards: list[Shard] = field(default_factory=list)
     committed_shards: list[Shard] = field(default_factory=list)
     failures: list[tuple[Shard, str]] = field(default_factory=list)
     announced: list[tuple[Shard, int]] = field(default_factory=list)
-
-    def started(self, shard: Shard) -> None:
-        self.started_shards.append(shard)
 
     def committed(self, shard: Shard, statistics: Any) -> None:
         self.committed_shards.append(shard)

@@ -21,7 +21,7 @@ from flows.console import Bars, print_table, shorten
 from flows.watch import Lines, Overall, Seldom, describe
 from models.errors import PixelmillError
 from tasks.predict import Summary
-from tasks.work import SlotProgress
+from tasks.slot_report import SlotProgress
 from tests.tiny_models import publish_classifier
 
 ROOT = Path(__file__).parent.parent

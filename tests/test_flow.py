@@ -324,7 +324,7 @@ def flow(mill, server, monkeypatch) -> Iterator[Callable[..., Any]]:
 
 def test_open_shards_fail_the_flow_in_one_line(flow, server, monkeypatch):
     from tasks import predict as steps
-    from tasks.work import SlotReport
+    from tasks.slot_report import SlotReport
 
     def work(store, settings, planned, slot, slots, on_progress):
         return SlotReport(slot, failed_shards=["shard 1-0: the storage does not answer"])

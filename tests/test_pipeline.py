@@ -157,7 +157,6 @@ def test_shards_in_any_order(mill: Mill, order: Callable[[list[Shard]], list[Sha
     names = mill.claim(40, 4)
     shards = order(mill.open())
     mill.run(shards=shards)
-    assert mill.heard.started_shards == shards
     assert sorted(mill.heard.committed_shards) == sorted(shards)
     assert list(mill.status()) == names
     assert mill.open() == []

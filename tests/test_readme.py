@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import COMMANDS, make_app
+from tasks.adopt import foreign_card
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,6 +20,12 @@ MAKE = [line for line in LINES if line.startswith("make ")]
 @pytest.mark.parametrize("line", PIXELMILL)
 def test_every_command_parses(line):
     make_app().parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
+
+
+def test_the_card_of_a_foreign_model_is_accepted_as_shown():
+    (shown,) = re.findall(r"^```json\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    card = foreign_card(shown.encode(), "card.json", "pets")
+    assert (card.task, card.labels, card.input.short_side) == ("classify", ("cat", "dog"), 256)
 
 
 @pytest.mark.parametrize("line", MAKE)
