@@ -1,5 +1,7 @@
 """`pixelmill import`: models that were made elsewhere."""
 
+from typing import Any
+
 from flows.commands.command import Outcome, command, store_flag
 from models.settings import ImportSettings, StoreSettings
 
@@ -33,9 +35,17 @@ def adopt(settings: ImportSettings, store: StoreSettings) -> Outcome:
     def show() -> None:
         print(f"{card.reference}: {card.architecture}, {card.task}, {len(card.labels):,} labels")
         if card.parity:
-            largest = ", ".join(f"{what} {difference:.2g}" for what, difference in card.parity["largest"].items())
-            print(f"agrees with PyTorch on {card.parity['compared']} images; largest differences: {largest}")
+            print(describe(card.parity))
         print("next:")
         print(f"  pixelmill predict FOLDER --model {card.name} --table NAME{store_flag(store.store)}")
 
     return Outcome(lambda: result, show)
+
+
+def describe(parity: dict[str, Any]) -> str:
+    """What was checked before publishing; a foreign file has no PyTorch model to be held against."""
+    largest = ", ".join(f"{what} {difference:.2g}" for what, difference in parity["largest"].items())
+    checked = "agrees with PyTorch" if "torch" in parity else "answers each image alike, alone or in a batch,"
+    return (
+        f"{checked} on {len(parity['images'])} images ({parity['compared']} findings); largest differences: {largest}"
+    )
