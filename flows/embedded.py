@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flows.watch import Watch
 from models.errors import PixelmillError
-from models.settings import PredictSettings
+from models.settings.predict import PredictSettings
 from tasks.server import ENVIRONMENT, EmbeddedServer
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from flows.watch import Watch
 from models.errors import PixelmillError
-from models.settings import PredictSettings
+from models.settings.predict import PredictSettings
 from tasks import predict as steps_of
 from tasks.predict import Planned, Summary
 from tasks.slot_process import cool_down, warm_up

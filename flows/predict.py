@@ -21,7 +21,8 @@ from flows import order
 from flows.artifacts import SlotArtifact, put_summary
 from flows.parameters import flat
 from flows.watch import Lines, Watch
-from models.settings import PredictSettings, StoreSettings
+from models.settings.common import StoreSettings
+from models.settings.predict import PredictSettings
 from tasks import predict as steps
 from tasks.slot_report import SlotProgress, SlotReport
 

@@ -8,6 +8,7 @@ from typing import Any
 from models.errors import UsageError
 from models.imaging.geometry import ResizeRule
 from models.records import Task
+from models.settings.common import Precision
 
 ONNX_FILE = "model.onnx"
 CARD_FILE = "card.json"
@@ -19,19 +20,23 @@ class Card:
     """One version of one model. Written as card.json, and repeated in the ONNX metadata under the key `pixelmill`."""
 
     name: str
-    version: str  # first 12 hex digits of the SHA-256 over the weights and the fields that change answers
+    # First 12 hex digits of the SHA-256 over the weights and the fields that change answers; then ".int8" or ".fp16" for
+    # the less exact exports of that version.
+    version: str
     task: Task
     architecture: str
     labels: tuple[str, ...]  # by output index
     input: ResizeRule
     score: float = 0.25  # findings below it are dropped, unless predict says otherwise
     score_floor: float = 0.0  # the graph itself never gives findings below it
+    precision: Precision = "fp32"
     source: str = ""  # e.g. "torchvision:mobilenet_v2"
     licence: str = ""  # of the weights
     weights_sha256: str = ""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # file name → sha256, bytes
     parity: dict[str, Any] = field(default_factory=dict)  # what was compared, and the largest differences
     metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)  # data set, settings and their key; {} for adopted models
     created_at: str = ""  # ISO 8601, UTC
 
     @property

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from models.errors import UsageError
 from models.records import Task
-from models.settings import PredictSettings
+from models.settings.predict import PredictSettings
 from tasks import registry
 from tasks.listing import LIST_EXTENSIONS, list_source
 from tasks.plan import claim

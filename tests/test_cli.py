@@ -98,7 +98,7 @@ def test_help_shows_every_command_and_says_what_it_does(here, capsys):
 
 
 def test_help_of_predict_comes_from_the_settings(here, capsys):
-    from models.settings import PredictSettings
+    from models.settings.predict import PredictSettings
 
     main(["predict", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from models.errors import ModelError
-from models.settings import PredictSettings, StoreSettings
+from models.settings.common import StoreSettings
+from models.settings.predict import PredictSettings
 from tasks.server import ENVIRONMENT
 from tasks.verify import verify
 from tests.tiny_models import publish_classifier

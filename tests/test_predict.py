@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from models.errors import NotFound, TableMismatch, UsageError
-from models.settings import PredictSettings
+from models.settings.predict import PredictSettings
 from tasks import predict, slot_process
 from tasks.storage import open_storage
 from tasks.table import Table

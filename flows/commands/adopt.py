@@ -3,7 +3,8 @@
 from typing import Any
 
 from flows.commands.command import Outcome, command, store_flag
-from models.settings import ImportSettings, StoreSettings
+from models.settings.adopt import ImportSettings
+from models.settings.common import StoreSettings
 
 
 @command("import", ImportSettings, positional="source")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.commands.command import Outcome, command, store_flag
-from models.settings import PredictSettings, StoreSettings
+from models.settings.common import StoreSettings
+from models.settings.predict import PredictSettings
 
 if TYPE_CHECKING:
     from tasks.predict import Summary

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from flows.commands.command import Outcome, command, store_flag
-from models.settings import PredictSettings, StoreSettings
+from models.settings.common import StoreSettings
+from models.settings.predict import PredictSettings
 
 if TYPE_CHECKING:
     from tasks.predict import Summary

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from flows.commands.command import Outcome, command
-from models.settings import StoreSettings
+from models.settings.common import StoreSettings
 
 
 @command("verify")

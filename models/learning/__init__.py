@@ -1,0 +1,1 @@
+"""How networks learn: transfer, augmentation, the training loop, metrics. Arrays in, arrays out; no storage."""

@@ -1,0 +1,1 @@
+"""The settings of each command, declared once: flag, help, validation and place in Prefect's form."""

@@ -1,0 +1,60 @@
+"""The settings of `predict`."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from models.settings.common import Device, Engine, Settings, uri_field, without_credentials
+
+
+class PredictSettings(Settings):
+    """What to predict, with which model, into which table, and how to use the machine."""
+
+    source: Annotated[
+        str,
+        uri_field("A folder or bucket prefix, one image, or a .txt/.csv/.parquet list of image URIs."),
+        AfterValidator(without_credentials),
+    ]
+    model: Annotated[str, Field(description="NAME (newest version), NAME@production or NAME@VERSION.", min_length=1)]
+    table: Annotated[
+        str,
+        Field(
+            description="The table that receives the rows; made when it is new. A letter, then letters, digits and _.",
+            pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
+        ),
+    ]
+    recursive: Annotated[bool, Field(description="Descend into sub-folders.")] = True
+    score: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Drop findings scored lower, 0 to 1; by default the model's own threshold (detection).",
+        ),
+    ] = None
+    top_k: Annotated[int, Field(ge=1, description="Labels kept per image, best first (classification).")] = 5
+    max_pixels: Annotated[int, Field(ge=1, description="Refuse images with more pixels, by their header.")] = (
+        100_000_000
+    )
+    limit: Annotated[int | None, Field(ge=1, description="Claim at most this many new images; by default all.")] = None
+    retry_unreadable: Annotated[
+        bool, Field(description="Claim again the images whose last row is unreadable or missing.")
+    ] = False
+    engine: Annotated[
+        Engine, Field(description="What runs the model; auto takes the fastest that agrees with PyTorch.")
+    ] = "auto"
+    device: Annotated[Device, Field(description="auto takes a GPU when the installed engine can use one.")] = "auto"
+    batch_size: Annotated[
+        int | None, Field(ge=1, description="Images per call of the model; by default chosen from task and device.")
+    ] = None
+    shard_size: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Images per shard: computed, written and retried as one; 64 to 1024 by default.",
+        ),
+    ] = None
+    slots: Annotated[
+        int, Field(ge=1, description="Worker processes, each with one model loaded and its share of the cores.")
+    ] = 1
+    runner: Annotated[str, Field(description="Where the slots run.", pattern=r"^local$")] = "local"

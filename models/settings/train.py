@@ -1,0 +1,88 @@
+"""The settings of `train`."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from models.settings.common import Device, Settings
+
+Mode = Literal["features", "finetune", "scratch"]
+Augment = Literal["none", "light", "strong"]
+
+
+def _is_rate(value: float | Literal["auto"] | None) -> float | Literal["auto"] | None:
+    if isinstance(value, float) and not 0 < value < 100:
+        raise ValueError(f"a learning rate is greater than 0, got {value:g}")
+    return value
+
+
+class TrainSettings(Settings):
+    """What to train on what, and how. What is None here has a default that depends on mode and architecture."""
+
+    dataset: Annotated[str, Field(min_length=1, description="NAME (newest version) or NAME@VERSION of a data set.")]
+    model: Annotated[str, Field(min_length=1, description="The architecture, e.g. mobilenet_v2 or resnet50.")]
+    name: Annotated[
+        str,
+        Field(
+            description="The name of the model that results: letters, digits, _, - and '.'.",
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        ),
+    ]
+    mode: Annotated[
+        Mode,
+        Field(
+            description="features: only the new head learns, on the frozen backbone's outputs; finetune: everything "
+            "learns, the backbone at a lower rate; scratch: everything learns, from random weights."
+        ),
+    ] = "finetune"
+    weights: Annotated[
+        str | None,
+        Field(
+            description="Where to start from: imagenet, coco, none, the name of a torchvision entry, a weights file, "
+            "or a model of the store; by default the pretrained ones, for scratch none."
+        ),
+    ] = None
+    epochs: Annotated[int | None, Field(ge=1, description="Passes over the training split.")] = None
+    batch_size: Annotated[int | None, Field(ge=1, description="Images per step and device.")] = None
+    lr: Annotated[
+        float | Literal["auto"] | None,
+        Field(description="Peak learning rate of the head; auto looks for it before training."),
+        AfterValidator(_is_rate),
+    ] = None
+    backbone_lr_factor: Annotated[
+        float, Field(gt=0, le=1, description="finetune: the first layers learn at this share of the head's rate.")
+    ] = 0.1
+    unfreeze_epochs: Annotated[
+        int, Field(ge=0, description="finetune: unfreeze the backbone step by step over so many epochs; 0: at once.")
+    ] = 0
+    image_size: Annotated[
+        int | None, Field(ge=16, le=4096, description="Side of the network's input in pixels; by default the weights'.")
+    ] = None
+    augment: Annotated[Augment | None, Field(description="How much training images are varied; by default light.")] = (
+        None
+    )
+    optimizer: Annotated[Literal["adamw", "sgd"], Field(description="How weights are updated.")] = "adamw"
+    weight_decay: Annotated[float, Field(ge=0, description="Of weights, not of biases and norms.")] = 0.05
+    warmup_epochs: Annotated[float, Field(ge=0, description="The rate rises so long, then falls as a cosine.")] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="Share of each target spread over classes.")] = 0.1
+    accumulate: Annotated[int, Field(ge=1, description="Batches per update of the weights.")] = 1
+    clip_norm: Annotated[float, Field(ge=0, description="Largest norm of the gradient; 0: no limit.")] = 1.0
+    ema: Annotated[
+        float, Field(ge=0, lt=1, description="Decay of the averaged weights that are kept; 0: the weights themselves.")
+    ] = 0.0
+    patience: Annotated[
+        int, Field(ge=0, description="Stop when so many epochs brought no better metric; 0: never.")
+    ] = 0
+    balance: Annotated[bool, Field(description="Draw every class equally often.")] = False
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Field(description="Of the arithmetic; auto: bf16 or fp16 where the device is built for it."),
+    ] = "auto"
+    device: Annotated[Device, Field(description="auto takes all GPUs that are there, else the CPU.")] = "auto"
+    seed: Annotated[int, Field(ge=0, description="The same seed on the same machine gives the same model.")] = 0
+    resume: Annotated[bool, Field(description="Go on from the last epoch of a training that was interrupted.")] = True
+    export: Annotated[bool, Field(description="Export to ONNX at the end, and publish only if it agrees.")] = True
+    promote_if_better: Annotated[
+        bool,
+        Field(description="Make it NAME@production unless the present one is better on the same test split."),
+    ] = False

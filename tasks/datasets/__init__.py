@@ -1,0 +1,1 @@
+"""Data sets: one reader per format, and their place in the store."""
