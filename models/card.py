@@ -20,8 +20,8 @@ class Card:
     """One version of one model. Written as card.json, and repeated in the ONNX metadata under the key `pixelmill`."""
 
     name: str
-    # First 12 hex digits of the SHA-256 over the weights and the fields that change answers; then ".int8" or ".fp16" for
-    # the less exact exports of that version.
+    # First 12 hex digits of the SHA-256 over the weights and the fields that change answers; then ".int8" or ".fp16"
+    # for the less exact exports of that version.
     version: str
     task: Task
     architecture: str

@@ -1,0 +1,69 @@
+"""What a task asks of a network that learns. A new task is one more module and one line in LEARNERS."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from models.records import Task
+
+# Task → the module of models.learning with its functions:
+#   targets(images, annotations, classes) → one target per row of `images` (Arrow tables of models.dataset)
+#   augmentation(name, rule) → see models.learning.augment
+#   learner(network, parts, num_classes, label_smoothing) → a Learner
+LEARNERS: dict[Task, str] = {Task.CLASSIFY: "classification"}
+
+
+def task_module(task: Task) -> ModuleType:
+    """The functions of a task."""
+    return import_module(f"models.learning.{LEARNERS[task]}")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which modules of a network are its new head, and the backbone in order; names as in named_modules()."""
+
+    head: tuple[str, ...]  # they learn in every mode; weights of another number of classes leave them out
+    stages: tuple[tuple[str, ...], ...]  # the backbone from the input to the head; together they cover the rest
+
+
+class Scores(Protocol):
+    """Adds up the metrics of a validation split."""
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Takes one batch."""
+
+    def compute(self) -> dict[str, float]:
+        """Metric by name."""
+
+
+class Learner(Protocol):
+    """A network with its losses and metrics. Images are uint8 [batch, height, width, 3], on the network's device."""
+
+    network: nn.Module
+    parts: Parts
+    main_metric: str  # decides which epoch is kept; higher is better
+
+    def collate(self, targets: Sequence[Any]) -> Any:
+        """The targets of a batch as tensors."""
+
+    def losses(self, images: Tensor, targets: Any) -> dict[str, Tensor]:
+        """Losses by name, to be added up; the network is in training mode where it learns."""
+
+    def outputs(self, images: Tensor) -> Any:
+        """What the network answers, in evaluation mode."""
+
+    def features(self, images: Tensor) -> Tensor | None:
+        """What the head is given [batch, …]; None where features cannot be cached."""
+
+    def head_losses(self, features: Tensor, targets: Any) -> dict[str, Tensor]:
+        """The same as `losses`, from cached features."""
+
+    def head_outputs(self, features: Tensor) -> Any:
+        """The same as `outputs`, from cached features."""
+
+    def scores(self) -> Scores:
+        """New, empty metrics."""
