@@ -40,3 +40,19 @@ class StoreSettings(Settings):
         uri_field("The store: a folder or a bucket prefix (s3://bucket/mill) that holds data sets, models and tables."),
         AfterValidator(without_credentials),
     ] = "./mill"
+
+
+TableName = Annotated[
+    str,
+    Field(
+        description="The table that receives the rows; made when it is new. A letter, then letters, digits and _.",
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
+    ),
+]
+StoreName = Annotated[
+    str,
+    Field(
+        description="The name it gets in the store: letters, digits, _, - and '.'.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+    ),
+]

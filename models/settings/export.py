@@ -9,6 +9,12 @@ from models.settings.common import Device, Engine, Precision, Settings
 _MODEL = "NAME (newest version), NAME@production, NAME@VERSION or NAME@VERSION.int8."
 
 
+Tolerance = Annotated[
+    float,
+    Field(ge=0, le=1, description="How far the main metric may fall, as a share: .01 is one point of a hundred."),
+]
+
+
 class ExportSettings(Settings):
     """Which model to export, and how exactly."""
 
@@ -16,10 +22,7 @@ class ExportSettings(Settings):
     precision: Annotated[
         Precision, Field(description="fp16 for GPUs; int8 (calibrated on the training split) for CPUs.")
     ] = "fp32"
-    tolerance: Annotated[
-        float,
-        Field(ge=0, le=1, description="How far the main metric may fall, as a share: .01 is one point of a hundred."),
-    ] = 0.01
+    tolerance: Tolerance = 0.01
     dataset: Annotated[
         str | None,
         Field(description="The data set to calibrate and to measure on; by default the one it was trained on."),

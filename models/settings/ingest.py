@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from models.settings.common import Settings, uri_field, without_credentials
+from models.settings.common import Settings, StoreName, uri_field, without_credentials
 
 Format = Literal["auto", "folder", "coco", "voc", "yolo", "masks"]
 SPLITS = ("train", "val", "test")
@@ -43,13 +43,7 @@ class IngestSettings(Settings):
         uri_field("A folder, a bucket prefix, or a .zip or .tar archive with images and their labels."),
         AfterValidator(without_credentials),
     ]
-    name: Annotated[
-        str,
-        Field(
-            description="The data set's name: letters, digits, _, - and '.'.",
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
-        ),
-    ]
+    name: StoreName
     format: Annotated[
         Format, Field(description="How the labels are written; auto looks at the source and says what it saw.")
     ] = "auto"

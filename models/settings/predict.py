@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from models.settings.common import Device, Engine, Settings, uri_field, without_credentials
+from models.settings.common import Device, Engine, Settings, TableName, uri_field, without_credentials
 
 
 class PredictSettings(Settings):
@@ -16,13 +16,7 @@ class PredictSettings(Settings):
         AfterValidator(without_credentials),
     ]
     model: Annotated[str, Field(description="NAME (newest version), NAME@production or NAME@VERSION.", min_length=1)]
-    table: Annotated[
-        str,
-        Field(
-            description="The table that receives the rows; made when it is new. A letter, then letters, digits and _.",
-            pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
-        ),
-    ]
+    table: TableName
     recursive: Annotated[bool, Field(description="Descend into sub-folders.")] = True
     score: Annotated[
         float | None,

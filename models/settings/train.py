@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from models.settings.common import Device, Settings
+from models.settings.common import Device, Settings, StoreName
 
 Mode = Literal["features", "finetune", "scratch"]
 Augment = Literal["none", "light", "strong"]
@@ -16,18 +16,10 @@ def _is_rate(value: float | Literal["auto"] | None) -> float | Literal["auto"] |
     return value
 
 
-class TrainSettings(Settings):
-    """What to train on what, and how. What is None here has a default that depends on mode and architecture."""
+class Training(Settings):
+    """How to train. What is None here has a default that depends on mode and architecture."""
 
-    dataset: Annotated[str, Field(min_length=1, description="NAME (newest version) or NAME@VERSION of a data set.")]
     model: Annotated[str, Field(min_length=1, description="The architecture, e.g. mobilenet_v2 or resnet50.")]
-    name: Annotated[
-        str,
-        Field(
-            description="The name of the model that results: letters, digits, _, - and '.'.",
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
-        ),
-    ]
     mode: Annotated[
         Mode,
         Field(
@@ -86,3 +78,10 @@ class TrainSettings(Settings):
         bool,
         Field(description="Make it NAME@production unless the present one is better on the same test split."),
     ] = False
+
+
+class TrainSettings(Training):
+    """What to train on what, and how."""
+
+    dataset: Annotated[str, Field(min_length=1, description="NAME (newest version) or NAME@VERSION of a data set.")]
+    name: StoreName
