@@ -17,8 +17,14 @@ from models.errors import PixelmillError
 # Name → the file and function that do it, imported when the command is called, and the line for `pixelmill --help`.
 COMMANDS = {
     "demo": ("demo:demo", "The whole chain on real photographs that packages ship, offline, in minutes."),
+    "ingest": ("ingest:ingest", "Turn a labelled folder, bucket or archive into a versioned data set."),
+    "train": ("train:train", "Fine-tune a pretrained model on a data set, export and measure it."),
+    "export": ("export:export", "Export a model to ONNX: fp32, fp16 or int8."),
+    "evaluate": ("evaluate:evaluate", "Measure a model on a split of a data set."),
+    "promote": ("promote:promote", "Make a version the one that NAME@production means."),
     "import": ("adopt:adopt", "Adopt pretrained weights or a foreign ONNX file as a model of the store."),
     "predict": ("predict:predict", "Run a model over a folder or bucket of images; one row per image in a table."),
+    "pipeline": ("pipeline:pipeline", "From a labelled source to a table: all of these in one go."),
     "query": ("query:query", "Ask the tables with SQL."),
     "verify": ("verify:verify", "Check a table: counts, checksums, one row per claimed image."),
     "ls": ("ls:ls", "List what is in the store."),

@@ -1,4 +1,4 @@
-"""What Prefect's pages show of a run: a progress bar per slot, updated in place, and a table at the end.
+"""What Prefect's pages show of a run: a progress bar per slot or step, updated in place, and tables at the end.
 
 Artifacts are for people. When the server does not take one, the run goes on.
 """
@@ -12,7 +12,8 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 
-from flows.watch import Seldom, describe
+from flows.watch import Seldom, describe, describe_step
+from models.progress import Step
 from tasks.predict import Summary
 from tasks.slot_report import SlotProgress, SlotReport
 
@@ -33,28 +34,17 @@ def _forgiving(function: Callable[..., Any]) -> Callable[..., Any]:
     return tried
 
 
-class SlotArtifact:
-    """The progress bar of one slot: its share of all images that were open."""
+class _Bar:
+    """A progress artifact, made with its first update."""
 
-    def __init__(self, table: str, slot: int, slots: int):
-        self._key = artifact_key(f"{table}-slot-{slot + 1}")
-        self._title = f"slot {slot + 1} of {slots}, {table}"
+    def __init__(self, key: str, title: str):
+        self._key = artifact_key(key)
+        self._title = title
         self._id: UUID | None = None
-        self._seldom = Seldom(UPDATE_EVERY_S)
-        self._put(0.0, "loading the model")
-
-    def hear(self, progress: SlotProgress) -> None:
-        """Shows how far the slot is, every few seconds."""
-        text = describe(progress.done, progress.total, progress.rate, progress.by_status)
-        self._seldom(lambda: self._put(100 * progress.done / max(1, progress.total), text))
-
-    def finish(self, report: SlotReport) -> None:
-        """Shows what the slot did. The bar is full: others may have done what it did not."""
-        rate = report.rows / report.seconds if report.seconds else 0.0
-        self._put(100.0, f"{report.rows:,} images in {report.shards} shards, {rate:,.1f} images/s on {report.engine}")
 
     @_forgiving
-    def _put(self, percent: float, text: str) -> None:
+    def put(self, percent: float, text: str) -> None:
+        """Shows the share that is done, 0 to 100, and a line of text."""
         description = f"{self._title}: {text}"
         if self._id is None:
             self._id = cast(UUID, create_progress_artifact(percent, key=self._key, description=description))
@@ -62,7 +52,49 @@ class SlotArtifact:
             update_progress_artifact(self._id, min(100.0, percent), description)
 
 
+class SlotArtifact:
+    """The progress bar of one slot: its share of all images that were open."""
+
+    def __init__(self, table: str, slot: int, slots: int):
+        self._bar = _Bar(f"{table}-slot-{slot + 1}", f"slot {slot + 1} of {slots}, {table}")
+        self._seldom = Seldom(UPDATE_EVERY_S)
+        self._bar.put(0.0, "loading the model")
+
+    def hear(self, progress: SlotProgress) -> None:
+        """Shows how far the slot is, every few seconds."""
+        text = describe(progress.done, progress.total, progress.rate, progress.by_status)
+        self._seldom(lambda: self._bar.put(100 * progress.done / max(1, progress.total), text))
+
+    def finish(self, report: SlotReport) -> None:
+        """Shows what the slot did. The bar is full: others may have done what it did not."""
+        rate = report.rows / report.seconds if report.seconds else 0.0
+        self._bar.put(
+            100.0, f"{report.rows:,} images in {report.shards} shards, {rate:,.1f} images/s on {report.engine}"
+        )
+
+
+class StepArtifact:
+    """The progress bar of one step; each of its stages fills it anew."""
+
+    def __init__(self, name: str):
+        self._bar = _Bar(f"{name}-progress", name)
+        self._seldom = Seldom(UPDATE_EVERY_S)
+
+    def hear(self, step: Step) -> None:
+        """Shows how far the step is, every few seconds."""
+        self._seldom(lambda: self._bar.put(100 * step.done / (step.total or max(1, step.done)), describe_step(step)))
+
+    def finish(self) -> None:
+        """Fills the bar."""
+        self._bar.put(100.0, "done")
+
+
 @_forgiving
+def put_table(key: str, title: str, rows: list[dict[str, Any]]) -> None:
+    """A table of rows with the same keys."""
+    create_table_artifact(table=rows, key=artifact_key(key), description=title)
+
+
 def put_summary(summary: Summary) -> None:
     """The table at the end of a run: counts, rates, stages."""
     counts = {
@@ -80,9 +112,28 @@ def put_summary(summary: Summary) -> None:
         "limit": summary.limit,
         "engine": summary.engine,
     }
-    table = [{"what": what, "value": value} for what, value in counts.items()]
-    title = f"{summary.table} ← {summary.model}"
-    create_table_artifact(table=table, key=artifact_key(f"{summary.table}-summary"), description=title)
+    put_facts(f"{summary.table}-summary", f"{summary.table} ← {summary.model}", counts)
+
+
+def put_facts(key: str, title: str, facts: dict[str, Any]) -> None:
+    """A table of two columns: what, and its value."""
+    put_table(key, title, [{"what": what, "value": value} for what, value in facts.items()])
+
+
+def put_metrics(key: str, title: str, metrics: dict[str, Any]) -> None:
+    """The single figures among metrics, each by its path: "val top1"."""
+    put_facts(key, title, single_figures(metrics))
+
+
+def single_figures(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Metrics without those per class, flat."""
+    figures: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict) and not name.startswith("per_class"):
+            figures |= single_figures(value, f"{prefix}{name} ")
+        elif isinstance(value, int | float):
+            figures[f"{prefix}{name}"] = value
+    return figures
 
 
 def artifact_key(text: str) -> str:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from flows.watch import Lines, Overall, Watch
+from models.progress import Step
 
 if TYPE_CHECKING:
     from tasks.slot_report import SlotProgress
@@ -66,7 +67,8 @@ class Bars:
             console=console,
             transient=True,
         )
-        self._task = self._progress.add_task("listing", total=None, text="")
+        self._stage = "listing"
+        self._task = self._progress.add_task(self._stage, total=None, text="")
 
     def __enter__(self) -> "Bars":
         self._progress.start()
@@ -90,6 +92,15 @@ class Bars:
         not_ok = " ".join(f"{count:,} {status}" for status, count in self._overall.by_status.items() if status != "ok")
         text = f"{done:,}/{total:,} {self._overall.rate:,.1f} images/s {not_ok}"
         self._progress.update(self._task, description="predicting", completed=done, total=total or None, text=text)
+
+    def step(self, step: Step) -> None:
+        """Shows how far the stage is; a new stage begins a new bar, so that the time left is its own."""
+        if step.stage != self._stage:
+            self._stage = step.stage
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(step.stage, total=step.total, text="")
+        count = f"{step.done:,}/{step.total:,}" if step.total is not None else f"{step.done:,}"
+        self._progress.update(self._task, completed=step.done, total=step.total, text=f"{count} {step.text}")
 
 
 def print_table(

@@ -3,29 +3,28 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import Any
 
 from flows.watch import Watch
 from models.errors import PixelmillError
-from models.settings.predict import PredictSettings
+from models.settings.common import Settings
 from tasks.server import ENVIRONMENT, EmbeddedServer
-
-if TYPE_CHECKING:
-    from tasks.predict import Summary
 
 DRAIN_S = 20.0
 
 
-def predict_recorded(store: str, settings: PredictSettings, watch: Watch) -> "Summary":
-    """Runs the flow `predict` in this process; Prefect records it."""
-    with prefect_api():
+def run_recorded(name: str, store: str, settings: Settings, watch: Watch) -> Any:
+    """Runs the flow of that name, flows.NAME:NAME, in this process; Prefect records it."""
+    with prefect_api(f"flows.{name}"):
         import httpx
 
-        from flows import predict as recorded
+        from flows import recording
 
-        recorded.watch.set(watch)
+        recording.watch.set(watch)
+        flow = getattr(import_module(f"flows.{name}"), name)
         try:
-            return recorded.predict(store=store, **settings.model_dump())
+            return flow(store=store, **settings.model_dump())
         except (httpx.HTTPError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "reach API" not in str(error):
                 raise
@@ -34,7 +33,7 @@ def predict_recorded(store: str, settings: PredictSettings, watch: Watch) -> "Su
 
 
 @contextlib.contextmanager
-def prefect_api() -> Iterator[None]:
+def prefect_api(flow_module: str) -> Iterator[None]:
     """While it lasts, Prefect has a server to talk to, and it is complete afterwards."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -46,7 +45,7 @@ def prefect_api() -> Iterator[None]:
             server.start()
         from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
-        import flows.predict  # noqa: F401 - imported while the server starts
+        import_module(flow_module)  # while the server starts
 
         if get_current_settings().api.url:  # the environment or a profile names a server
             server.stop()

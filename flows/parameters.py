@@ -19,7 +19,7 @@ def flat(
 ) -> Callable[[Function], Function]:
     """Decorates a function whose first arguments are one object of each class, so that it takes their fields instead.
 
-    The result takes every field by keyword (`positional` names the one that may also stand alone), and what else the
+    The result takes every field by keyword (those that `positional` names, with spaces between, may also stand alone), and what else the
     function takes. Names, types, constraints and defaults are in its signature and the descriptions in its
     docstring, which is where cyclopts and Prefect look. `note` says what annotates the type of each field: by default
     the field itself, so that its constraints show. A value that a class refuses raises UsageError in one line.
@@ -40,7 +40,9 @@ def flat(
         parameters = [
             inspect.Parameter(
                 name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD if name == positional else inspect.Parameter.KEYWORD_ONLY,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD
+                if name in positional.split()
+                else inspect.Parameter.KEYWORD_ONLY,
                 default=inspect.Parameter.empty if field.is_required() else field.default,
                 annotation=Annotated[field.annotation, note(name, field)],
             )

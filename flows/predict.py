@@ -4,32 +4,25 @@ Prefect shows and schedules; it decides nothing. A shard is retried in its slot,
 off the store, so no task has retries here and no result is kept. Only names and numbers travel between tasks.
 """
 
-import contextlib
 import logging
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import prefect.runtime
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.logging.handlers import APILogHandler
 from prefect.states import Failed
 
 from flows import order
 from flows.artifacts import SlotArtifact, put_summary
 from flows.parameters import flat
-from flows.watch import Lines, Watch
+from flows.recording import log_to_prefect, watch
 from models.settings.common import StoreSettings
 from models.settings.predict import PredictSettings
 from tasks import predict as steps
 from tasks.slot_report import SlotProgress, SlotReport
 
 log = logging.getLogger("pixelmill")
-
-# Who hears of the progress besides Prefect's pages: its logs, or the terminal of the command line.
-watch: ContextVar[Watch] = ContextVar("watch", default=Lines(60.0))  # noqa: B039 - it is replaced, not changed
 
 
 def _run_name(model: str = "") -> str:
@@ -77,28 +70,12 @@ def _start_work(store: str, settings: PredictSettings, planned: steps.Planned, s
     return named.submit(store, settings, planned, slot, slots)
 
 
-@contextlib.contextmanager
-def _log_to_prefect() -> Iterator[None]:
-    """Lets our log lines reach the run's page, whatever PREFECT_LOGGING_EXTRA_LOGGERS says where this runs."""
-    if log.level == logging.NOTSET:
-        log.setLevel(logging.INFO)
-    if any(isinstance(handler, APILogHandler) for handler in log.handlers):
-        yield
-        return
-    handler = APILogHandler()
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-
-
 @flow(name="predict", flow_run_name=_run_name, persist_result=False)
 @flat(PredictSettings, StoreSettings)
 def predict(settings: PredictSettings, store: StoreSettings) -> Any:
     """Run a model over a folder or bucket of images; one row per image in a table."""
     try:
-        with _log_to_prefect():
+        with log_to_prefect():
             return order.predict(store.store, settings, order.Steps(plan, _start_work, summarise))
     except order.Incomplete as error:
         return Failed(message=str(error), data=error)

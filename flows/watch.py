@@ -1,4 +1,4 @@
-"""What a run tells of itself while it works: images listed, then how far each slot is."""
+"""What a run tells of itself while it works: images listed, how far each slot is, how far any other stage is."""
 
 import logging
 import time
@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
+
+from models.progress import Step
 
 if TYPE_CHECKING:
     from tasks.slot_report import SlotProgress
@@ -21,6 +23,9 @@ class Watch(Protocol):
 
     def progress(self, progress: "SlotProgress") -> None:
         """How far one slot is."""
+
+    def step(self, step: Step) -> None:
+        """How far one stage of any other work is."""
 
 
 class Overall:
@@ -57,6 +62,12 @@ class Overall:
         return describe(self.done, self.total, self.rate, self.by_status)
 
 
+def describe_step(step: Step) -> str:
+    """One line: what, how far, and what else is worth seeing."""
+    of = f" of {step.total:,}" if step.total is not None else ""
+    return " · ".join(filter(None, (f"{step.stage}: {step.done:,}{of}", step.text)))
+
+
 def describe(done: int, total: int, rate: float, by_status: Counter[str] | dict[str, int]) -> str:
     """One line: how far, how fast, how long still, and what is not ok."""
     parts = [f"{done:,} of {total:,} images"]
@@ -82,6 +93,10 @@ class Lines:
         """Logs how far all slots are."""
         self._overall.add(progress)
         self._seldom(lambda: log.info("%s", self._overall))
+
+    def step(self, step: Step) -> None:
+        """Logs how far the stage is."""
+        self._seldom(lambda: log.info("%s", describe_step(step)))
 
 
 class Seldom:

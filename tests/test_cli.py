@@ -115,7 +115,7 @@ def test_help_of_predict_comes_from_the_settings(here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["predcit"], "no command 'predcit'; did you mean predict? Commands: demo, import", id="command"),
+        pytest.param(["predcit"], "no command 'predcit'; did you mean predict? Commands: demo, ingest", id="command"),
         pytest.param(["predict"], "predict needs --source; see: pixelmill predict --help", id="nothing given"),
         pytest.param(["predict", "a"], "predict needs --model", id="missing flag"),
         pytest.param([*PREDICT, "--modle", "b"], "Unknown option: --modle. Did you mean --model?", id="unknown flag"),

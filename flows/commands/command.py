@@ -77,6 +77,9 @@ def _flag(name: str, field: FieldInfo) -> Parameter:
     return Parameter(env_var="PIXELMILL_STORE" if name == "store" else None, negative=off_only_if_on)
 
 
+Direct = Annotated[
+    bool, Parameter(negative="", help="Run without Prefect: nothing is recorded, and the start is quicker.")
+]
 _JSON = Annotated[
     bool, Parameter(name="--json", negative="", help="Print one JSON object on stdout, and nothing else there.")
 ]

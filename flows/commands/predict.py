@@ -1,11 +1,9 @@
 """`pixelmill predict`: bulk prediction, through Prefect or directly."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
-from flows.commands.command import Outcome, command, store_flag
+from flows.commands.command import Direct, Outcome, command, store_flag
 from models.settings.common import StoreSettings
 from models.settings.predict import PredictSettings
 
@@ -14,9 +12,7 @@ if TYPE_CHECKING:
 
 
 @command("predict", PredictSettings, positional="source")
-def predict(
-    settings: PredictSettings, store: StoreSettings, *, direct: Annotated[bool, Parameter(negative="")] = False
-) -> Outcome:
+def predict(settings: PredictSettings, store: StoreSettings, *, direct: Direct = False) -> Outcome:
     """Run a model over a folder or bucket of images; one row per image in a table.
 
     For example:
@@ -28,9 +24,6 @@ def predict(
     Stop it at any moment and run it again: it goes on where it was. The run is
     recorded by Prefect: on the server of PREFECT_API_URL or of the active profile,
     else in a database in PREFECT_HOME, which `prefect server start` shows.
-
-    Args:
-        direct: Run without Prefect: nothing is recorded, and the start is quicker.
     """
     from tasks.slot_process import warm_up
 
@@ -44,15 +37,16 @@ def predict(
             if direct:
                 summary = order.predict_directly(store.store, settings, watch)
             else:
-                from flows.embedded import predict_recorded
+                from flows.embedded import run_recorded
 
-                summary = predict_recorded(store.store, settings, watch)
+                summary = run_recorded("predict", store.store, settings, watch)
         except order.Incomplete as error:
             summary, problem = error.summary, str(error)
-    return Outcome(lambda: asdict(summary), lambda: _show(summary, store.store), problem)
+    return Outcome(lambda: asdict(summary), lambda: show_summary(summary, store.store), problem)
 
 
-def _show(summary: "Summary", store: str) -> None:
+def show_summary(summary: "Summary", store: str) -> None:
+    """What a run did, and what can be asked next."""
     from flows.console import print_table
 
     counts = sorted(summary.by_status.items(), key=lambda item: -item[1])

@@ -73,7 +73,6 @@ class Training(Settings):
     device: Annotated[Device, Field(description="auto takes all GPUs that are there, else the CPU.")] = "auto"
     seed: Annotated[int, Field(ge=0, description="The same seed on the same machine gives the same model.")] = 0
     resume: Annotated[bool, Field(description="Go on from the last epoch of a training that was interrupted.")] = True
-    export: Annotated[bool, Field(description="Export to ONNX at the end, and publish only if it agrees.")] = True
     promote_if_better: Annotated[
         bool,
         Field(description="Make it NAME@production unless the present one is better on the same test split."),
@@ -85,3 +84,4 @@ class TrainSettings(Training):
 
     dataset: Annotated[str, Field(min_length=1, description="NAME (newest version) or NAME@VERSION of a data set.")]
     name: StoreName
+    export: Annotated[bool, Field(description="Export to ONNX at the end, and publish only if it agrees.")] = True

@@ -1,0 +1,44 @@
+"""train as a Prefect flow of one task."""
+
+from typing import Any
+
+import prefect.runtime
+from prefect import flow
+from tasks.train import Trained
+from tasks.train import train as train_model
+
+from flows.artifacts import put_metrics, put_table
+from flows.parameters import flat
+from flows.recording import log_to_prefect, recorded_step
+from models.progress import Report
+from models.settings.common import StoreSettings
+from models.settings.train import TrainSettings
+
+
+def _train(store: str, settings: TrainSettings, report: Report) -> Trained:
+    """Trains; the curves are on the run's page after each epoch."""
+    curves: list[dict[str, Any]] = []
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        curves.append(row)
+        put_table(f"{settings.name}-curves", f"{settings.name}: one row per epoch", curves)
+
+    return train_model(store, settings, report, on_epoch)
+
+
+train_step = recorded_step("train", _train)
+
+
+def _run_name() -> str:
+    given = prefect.runtime.flow_run.parameters
+    return f"{given['name']} ← {given['dataset']} with {given['model']}"
+
+
+@flow(name="train", flow_run_name=_run_name, persist_result=False)
+@flat(TrainSettings, StoreSettings)
+def train(settings: TrainSettings, store: StoreSettings) -> Any:
+    """Fine-tune a pretrained model on a data set, export it and measure it."""
+    with log_to_prefect():
+        trained = train_step(store.store, settings)
+        put_metrics(f"{trained.model}-metrics", trained.model, trained.metrics)
+        return trained
