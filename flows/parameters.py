@@ -19,10 +19,10 @@ def flat(
 ) -> Callable[[Function], Function]:
     """Decorates a function whose first arguments are one object of each class, so that it takes their fields instead.
 
-    The result takes every field by keyword (those that `positional` names, with spaces between, may also stand alone), and what else the
-    function takes. Names, types, constraints and defaults are in its signature and the descriptions in its
-    docstring, which is where cyclopts and Prefect look. `note` says what annotates the type of each field: by default
-    the field itself, so that its constraints show. A value that a class refuses raises UsageError in one line.
+    The result takes every field by keyword (those in `positional`, a list of names with spaces, may also stand alone),
+    and what else the function takes. Names, types, constraints and defaults are in its signature and the descriptions
+    in its docstring, which is where cyclopts and Prefect look. `note` says what annotates the type of each field: by
+    default the field itself, so that its constraints show. A value that a class refuses raises UsageError in one line.
     """
     fields = {name: field for cls in classes for name, field in cls.model_fields.items()}
 
