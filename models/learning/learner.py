@@ -1,18 +1,18 @@
 """What a task asks of a network that learns. A new task is one more module and one line in LEARNERS."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from models.nets.parts import Parts
 from models.records import Task
 
 # Task → the module of models.learning with its functions:
 #   targets(images, annotations, classes) → one target per row of `images` (Arrow tables of models.dataset)
-#   augmentation(name, rule) → see models.learning.augment
+#   augmentation(name, rule, flip) → see models.learning.augment
 #   learner(network, parts, num_classes, label_smoothing) → a Learner
 LEARNERS: dict[Task, str] = {Task.CLASSIFY: "classification"}
 
@@ -20,14 +20,6 @@ LEARNERS: dict[Task, str] = {Task.CLASSIFY: "classification"}
 def task_module(task: Task) -> ModuleType:
     """The functions of a task."""
     return import_module(f"models.learning.{LEARNERS[task]}")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Which modules of a network are its new head, and the backbone in order; names as in named_modules()."""
-
-    head: tuple[str, ...]  # they learn in every mode; weights of another number of classes leave them out
-    stages: tuple[tuple[str, ...], ...]  # the backbone from the input to the head; together they cover the rest
 
 
 class Scores(Protocol):

@@ -1,9 +1,18 @@
 """One file per family of networks.
 
-A family is a module that the catalogue names. It has four functions, and imports torch only inside them:
+A family is a module that the catalogue names. It imports torch only inside its functions:
 
 build(builder, num_classes) → the network in PyTorch, untrained
 graph(network, card) → a module from the images [batch, height, width, 3] uint8 to the task's outputs, ready for export
 wake(network, card, images) makes an untrained network give answers that depend on the image
 reference(network, card) → what the graph must agree with: a function from the same images to the same outputs, by name
+
+For a family that learns, also:
+
+build_for_training(builder, num_classes) → the same network with what only serves training, such as auxiliary heads
+IGNORED_PREFIXES: how the parameters of these begin; weights may hold them or lack them, published ones lack them
+parts(network, builder) → Parts: which modules are the head, and the stages of the backbone from the input on
+
+What else its losses need is between the family and the module of its task in models.learning; classifiers give
+training_logits(outputs), features(network, parts, images) and head(network, parts).
 """

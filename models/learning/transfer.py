@@ -1,0 +1,122 @@
+"""Transfer learning: what of a network learns in each mode, when, and how fast.
+
+features: the head learns; the backbone gives what it gave before, bit for bit.
+finetune: everything learns, the head at the full rate and the backbone's stages the slower the nearer to the input
+(discriminative rates; Howard and Ruder, arXiv 1801.06146, section 3.2), at once or unfrozen from the head down (gradual
+unfreezing, section 3.3).
+scratch: everything learns at the full rate.
+
+A frozen module is not only without gradients. It also runs in evaluation mode, whatever `train()` is called later: its
+BatchNorm uses and keeps the statistics that it has, and nothing of it is dropped at random.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from models.nets.parts import Parts
+from models.settings.train import Mode
+
+# Of less than so many images the statistics are noise, and a pretrained network is better off with those it has.
+MIN_BATCH_OF_STATISTICS = 8
+# Per step. Some networks come with .01, made for training of many epochs: in a short one their statistics would stay
+# those of other weights and other images, and evaluation would be ruined by them.
+STATISTICS_MOMENTUM = 0.1
+
+_FROZEN = "is_frozen"  # the attribute of a module that `_stay_in_evaluation` looks at
+
+
+def prepare(network: nn.Module, parts: Parts, mode: Mode, batch_size: int) -> None:
+    """Makes a network that has its starting weights ready for `set_trainable` and for training; once per training.
+
+    batch_size: images per step and device. When fine-tuning with fewer than 8, BatchNorm keeps its statistics, and only
+    its scales and shifts learn. Raises ValueError unless head and stages together hold every parameter once.
+    """
+    held = [id(parameter) for name in _names(parts) for parameter in network.get_submodule(name).parameters()]
+    missing = {id(parameter) for parameter in network.parameters()} - set(held)
+    if missing or len(held) != len(set(held)):
+        raise ValueError(f"head and stages hold {len(held)} parameters, {len(set(held))} of them once; {parts}")
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            if module.momentum is not None:
+                module.momentum = max(module.momentum, STATISTICS_MOMENTUM)
+            if mode == "finetune" and batch_size < MIN_BATCH_OF_STATISTICS and _has_statistics(module):
+                module.keeps_statistics = True  # type: ignore[assignment]
+        module.register_forward_pre_hook(_stay_in_evaluation)
+    set_trainable(network, parts, mode, 0, 0)
+
+
+def set_trainable(network: nn.Module, parts: Parts, mode: Mode, epoch: int, unfreeze_epochs: int) -> bool:
+    """Freezes and unfreezes for an epoch, counted from 0; to be called before each. True if what learns has changed.
+
+    With `unfreeze_epochs` the first epoch is the head's alone, then stage after stage joins, the last ones first, until
+    the whole network learns from epoch `unfreeze_epochs` on.
+    """
+    learning = num_learning_stages(len(parts.stages), mode, epoch, unfreeze_epochs)
+    frozen = parts.stages[: len(parts.stages) - learning]
+    before = [parameter.requires_grad for parameter in network.parameters()]
+    network.requires_grad_(True)
+    for module in network.modules():
+        setattr(module, _FROZEN, getattr(module, "keeps_statistics", False))
+    for name in (name for stage in frozen for name in stage):
+        for module in network.get_submodule(name).requires_grad_(False).modules():
+            setattr(module, _FROZEN, True)
+            module.training = False
+    return before != [parameter.requires_grad for parameter in network.parameters()]
+
+
+def num_learning_stages(num_stages: int, mode: Mode, epoch: int, unfreeze_epochs: int) -> int:
+    """How many stages of the backbone learn in an epoch, counted from the head."""
+    if mode == "features":
+        return 0
+    if mode == "scratch" or epoch >= unfreeze_epochs:
+        return num_stages
+    return num_stages * epoch // unfreeze_epochs
+
+
+def parameter_groups(
+    network: nn.Module, parts: Parts, mode: Mode, lr: float, backbone_lr_factor: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """The groups of an optimiser, all that ever learns: `params`, `lr`, `weight_decay`, and a `name` for people.
+
+    When fine-tuning the rates fall geometrically from `lr` at the head to `lr * backbone_lr_factor` at the first stage.
+    Biases, norms and scales per channel have no weight decay.
+    """
+    groups = [("head", lr, parts.head)]
+    if mode != "features":
+        factor = 1.0 if mode == "scratch" else backbone_lr_factor
+        count = len(parts.stages)
+        groups += [
+            (f"stage {index + 1}", lr * factor ** ((count - index) / count), names)
+            for index, names in reversed(list(enumerate(parts.stages)))
+        ]
+    return [
+        {"params": chosen, "lr": rate, "weight_decay": decay, "name": name if decays else f"{name}, biases and norms"}
+        for name, rate, modules in groups
+        for decays, decay in ((True, weight_decay), (False, 0.0))
+        if (chosen := [p for p, p_decays in _parameters(network, modules) if p_decays == decays])
+    ]
+
+
+def _parameters(network: nn.Module, modules: tuple[str, ...]) -> Iterator[tuple[nn.Parameter, bool]]:
+    """The parameters of some modules, and whether they decay: matrices and kernels do."""
+    for module in modules:
+        for name, parameter in network.get_submodule(module).named_parameters():
+            yield parameter, parameter.ndim > 1 and name.rpartition(".")[2] == "weight"
+
+
+def _names(parts: Parts) -> tuple[str, ...]:
+    return (*parts.head, *(name for stage in parts.stages for name in stage))
+
+
+def _has_statistics(norm: _BatchNorm) -> bool:
+    """Whether it has seen images, and is not as it was initialised."""
+    return norm.running_mean is not None and bool((norm.running_mean != 0).any())
+
+
+def _stay_in_evaluation(module: nn.Module, inputs: Any) -> None:
+    """A hook before each forward: `train()` may have been called on the whole network since."""
+    if module.training and getattr(module, _FROZEN, False):
+        module.training = False
