@@ -15,6 +15,16 @@ CARD_FILE = "card.json"
 WEIGHTS_FILE = "weights.safetensors"
 
 
+def onnx_file(precision: Precision) -> str:
+    """The name of the graph of an export: model.onnx, model.int8.onnx …"""
+    return ONNX_FILE if precision == "fp32" else f"model.{precision}.onnx"
+
+
+def card_file(precision: Precision) -> str:
+    """The name of the card that an export brings: card.int8.json …; card.json is that of the version itself."""
+    return f"card.{precision}.json"
+
+
 @dataclass(frozen=True)
 class Card:
     """One version of one model. Written as card.json, and repeated in the ONNX metadata under the key `pixelmill`."""
@@ -37,12 +47,38 @@ class Card:
     parity: dict[str, Any] = field(default_factory=dict)  # what was compared, and the largest differences
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)  # data set, settings and their key; {} for adopted models
+    conversion: dict[str, Any] = field(default_factory=dict)  # how a less exact export was made; {} for fp32
     created_at: str = ""  # ISO 8601, UTC
 
     @property
     def reference(self) -> str:
         """`NAME@VERSION`, as it stands in tables."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def base_version(self) -> str:
+        """The version without its precision: that of the exact model, and the name of the folder."""
+        return self.version.partition(".")[0]
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether this is a less exact export of another version."""
+        return self.version != self.base_version
+
+    @property
+    def onnx_file(self) -> str:
+        """The name of the graph's file in the version's folder."""
+        return onnx_file(self.precision)
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether there is a graph to predict with: a model may have been trained without an export."""
+        return self.onnx_file in self.files
+
+    def variant(self, precision: Precision) -> "Card":
+        """The card of an export of this version, without the facts of the version's own file."""
+        version = self.base_version if precision == "fp32" else f"{self.base_version}.{precision}"
+        return replace(self, version=version, precision=precision, files={}, parity={}, metrics={}, conversion={})
 
     def threshold(self, score: float | None) -> float:
         """The score below which findings are dropped: what was asked for, else the model's own.
@@ -73,7 +109,8 @@ class Card:
             "score_floor": self.score_floor,
         }
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-        return replace(self, version=digest[:12])
+        suffix = "" if self.precision == "fp32" else f".{self.precision}"
+        return replace(self, version=digest[:12] + suffix)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Card":

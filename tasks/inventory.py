@@ -3,6 +3,8 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from models.card import Card
+from models.learning.metrics import main_metric
 from tasks import registry
 from tasks.storage import join, normalise, open_storage
 from tasks.table import Table
@@ -18,13 +20,15 @@ class DatasetEntry:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One version of a model."""
+    """One version of a model, or a less exact variant of it."""
 
     name: str
-    version: str
+    version: str  # VERSION.int8 for a variant
     aliases: list[str]
     task: str
     architecture: str
+    precision: str
+    metric: str  # the main one of its task, on the data set that it was trained on or gated by; "" if not measured
     bytes: int
     created_at: str
 
@@ -77,11 +81,18 @@ def list_models(store: str) -> list[ModelEntry]:
             aliases=sorted(aliases[card.reference]),
             task=str(card.task),
             architecture=card.architecture,
+            precision=card.precision,
+            metric=_metric(card),
             bytes=sum(file["bytes"] for file in card.files.values()),
             created_at=card.created_at,
         )
         for card in cards
     ]
+
+
+def _metric(card: Card) -> str:
+    measured = main_metric(card)
+    return f"{measured.name} {measured.value:.3f} ({measured.split})" if measured else ""
 
 
 def list_tables(store: str) -> list[TableEntry]:

@@ -84,7 +84,7 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
     `on_listed` hears the number of images listed so far. Raises UsageError, StorageError.
     """
     store, source = normalise(store), normalise(settings.source)
-    card = registry.resolve(store, settings.model)
+    card = registry.check_exported(registry.resolve(store, settings.model))
     results = result_settings(settings, card.task)
     card.threshold(settings.score)
     table = Table(store, settings.table)

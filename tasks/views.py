@@ -27,7 +27,7 @@ FINDINGS = [field.name for fields in RESULT_FIELDS.values() for field in fields]
 
 MODELS_SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("name", "version", "model", "task", "architecture")),
+        *((name, pa.string()) for name in ("name", "version", "model", "task", "architecture", "precision")),
         ("labels", pa.list_(pa.string())),
         ("source", pa.string()),
         ("licence", pa.string()),
@@ -138,6 +138,7 @@ class Views:
                 "model": card.reference,
                 "task": str(card.task),
                 "architecture": card.architecture,
+                "precision": card.precision,
                 "labels": list(card.labels),
                 "source": card.source,
                 "licence": card.licence,

@@ -1,0 +1,73 @@
+"""How good a model is: the figures of each task, and where they stand in its card.
+
+card.metrics = {
+    "dataset": "NAME@VERSION",   what it was measured on
+    "val": {…}, "test": {…},     the figures of a split, as `measure` of the task gives them
+    "temperature": 1.3,          fitted on the validation split; null where it could not be
+    "gate": {…},                 of variants only: the exact model and the variant side by side, see tasks.export
+}
+The figures of a split are plain JSON: the main metric under its name in MAIN_METRIC, "images", "not_ok", "engine", and
+what the task has to add. A new task is one more module, and one line in MEASURES and MAIN_METRIC.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from models.card import Card
+from models.errors import UsageError
+from models.records import Task
+
+# Task → its module of models.learning with the functions `measure` (a Measure), and
+#   per_class(metrics) → the figure of each class that the gate of an export shows, by the name of the class
+MEASURES: dict[Task, str] = {Task.CLASSIFY: "classification_metrics"}
+
+# Decides what is promoted and what an export may lose; 0 to 1, higher is better.
+MAIN_METRIC: dict[Task, str] = {Task.CLASSIFY: "top1"}
+
+
+class Measure(Protocol):
+    """Compares the rows of predicted images with what the data set says of them."""
+
+    def __call__(
+        self,
+        rows: pa.Table,
+        images: pa.Table,
+        annotations: pa.Table | None,
+        labels: Sequence[str],
+        classes: Sequence[str],
+        temperature: float | None,
+        fit_temperature: bool,
+    ) -> dict[str, Any]:
+        """`rows`: image, status and the task's result column, one row per image of `images` (IMAGES_SCHEMA) in any
+        order; `labels`: the model's; `classes`: the data set's. Raises UsageError where the two have none in common.
+        """
+
+
+def task_module(task: Task) -> Any:
+    """The module with `measure` and `per_class`. Raises UsageError for a task that cannot be measured."""
+    if task not in MEASURES:
+        raise UsageError(f"models of task {task} cannot be measured; those of {', '.join(MEASURES)} can")
+    return import_module(f"models.learning.{MEASURES[task]}")
+
+
+@dataclass(frozen=True)
+class MainMetric:
+    """The one figure that stands for a model."""
+
+    name: str
+    value: float
+    split: str
+
+
+def main_metric(card: Card) -> MainMetric | None:
+    """Of the test split, else of the validation split; None if the card has neither."""
+    name = MAIN_METRIC.get(card.task, "")
+    for split in ("test", "val"):
+        measured: Mapping[str, Any] = card.metrics.get(split, {})
+        if measured.get(name) is not None:
+            return MainMetric(name, float(measured[name]), split)
+    return None
