@@ -1,12 +1,16 @@
 """The architectures that pixelmill knows: name → task, family, builder, pretrained weights and size of input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from models.errors import UsageError
 from models.imaging.geometry import ResizeRule
 from models.records import Task
+
+if TYPE_CHECKING:
+    from models.nets.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,15 @@ class Entry:
     def family_module(self) -> ModuleType:
         """The functions `build`, `graph` and `reference` of the family; see models.nets."""
         return import_module(f"models.nets.{self.family}")
+
+    @property
+    def data(self) -> str | None:
+        """What the pretrained weights were trained on, as it is said to `--weights`: imagenet or coco."""
+        return self.weights.partition("_")[0].removesuffix("1K").lower() if self.weights else None
+
+    def weights_named(self, name: str) -> str:
+        """torchvision's name of an entry: the default one for `default` and for the data that it was trained on."""
+        return self.weights if self.weights and name in ("default", self.data) else name
 
 
 def _classifier(builder: str, weights: str) -> Entry:
@@ -67,3 +80,26 @@ def entry(name: str) -> Entry:
     if name not in CATALOG:
         raise UsageError(f"no architecture is named {name!r}; known are {', '.join(sorted(CATALOG))}")
     return CATALOG[name]
+
+
+def input_rule(
+    name: str, trained: "Pretrained | None", image_size: int | None = None, rule: ResizeRule | None = None
+) -> ResizeRule:
+    """How images become the input of an architecture: the catalogue's rule, else that of the weights' own transforms.
+
+    image_size: the longer side of the input in pixels, where it is not to be the usual one; what a crop cuts away stays
+    the same share of the image. rule: in place of the usual one, e.g. that of another model. Raises UsageError for a
+    size that the network cannot work with.
+    """
+    rule = rule or entry(name).input or (trained.input if trained else None)
+    assert rule is not None, f"{name} has no resize rule, neither of its own nor of its weights"
+    if image_size is None:
+        return rule
+    if trained and image_size < trained.min_side:
+        raise UsageError(
+            f"{name} needs images of at least {trained.min_side} pixels, got --image-size {image_size}: "
+            "smaller images are enlarged, so ask for more"
+        )
+    factor = image_size / max(rule.height, rule.width)
+    short_side = rule.short_side and round(rule.short_side * factor)
+    return replace(rule, height=round(rule.height * factor), width=round(rule.width * factor), short_side=short_side)

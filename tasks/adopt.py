@@ -21,7 +21,6 @@ from tasks.storage import normalise, open_storage
 logger = logging.getLogger("pixelmill.adopt")
 
 TORCHVISION = "torchvision:"
-_LICENCE = "BSD-3-Clause (torchvision); the terms of the training images are their own"
 
 
 def import_model(
@@ -62,16 +61,17 @@ def _import_torchvision(architecture: str, name: str, store: str, weights: str, 
     from models.nets.untrained import build_untrained
     from models.runtime.export import export_onnx
     from models.runtime.parity import MIN_IMAGES, check_parity
-    from tasks.weights import apply_state, load_file, load_pretrained
+    from tasks.weights import FILE_SUFFIXES, TORCHVISION_LICENCE, apply_state, load_file, load_pretrained
 
     entry = catalog.entry(architecture)
     family = entry.family_module()
-    from_file = Path(weights).suffix in (".pth", ".pt", ".safetensors")
+    from_file = weights.endswith(FILE_SUFFIXES)
     # Files and random weights answer with the labels and the resizing of the default entry.
-    entry_name = (entry.weights or "none") if weights in ("default", "none") or from_file else weights
+    entry_name = (
+        (entry.weights or "none") if weights in ("default", "none") or from_file else entry.weights_named(weights)
+    )
     trained = pretrained(entry.builder, entry_name)
-    rule = entry.input or trained.input
-    assert rule is not None, f"{architecture} has no resize rule, neither of its own nor of its weights"
+    rule = catalog.input_rule(architecture, trained)
 
     logger.info("building %s", architecture)
     network = build_untrained(lambda: family.build(entry.builder, len(trained.labels)))
@@ -85,7 +85,7 @@ def _import_torchvision(architecture: str, name: str, store: str, weights: str, 
         card = replace(card, source=f"{TORCHVISION}{architecture} {Path(weights).name}")
     else:
         apply_state(network, load_pretrained(trained, entry.builder), family.IGNORED_PREFIXES, architecture)
-        card = replace(card, source=f"{TORCHVISION}{architecture} {trained.name}", licence=_LICENCE)
+        card = replace(card, source=f"{TORCHVISION}{architecture} {trained.name}", licence=TORCHVISION_LICENCE)
 
     with tempfile.TemporaryDirectory(prefix="pixelmill-") as folder:
         weights_path, onnx_path = Path(folder, WEIGHTS_FILE), Path(folder, ONNX_FILE)

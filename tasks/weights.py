@@ -1,21 +1,102 @@
-"""Pretrained weights: from torchvision's cache or server, or from a file, never by running what a file contains."""
+"""Weights to start from: torchvision's, those of a file or of a model in the store. No file's content is ever run."""
 
 import contextlib
 import io
 import logging
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models import catalog
+from models.card import WEIGHTS_FILE, Card
 from models.errors import ModelError, UsageError
-from models.nets.pretrained import Pretrained
+from models.imaging.geometry import ResizeRule
+from models.nets.parts import Parts
+from models.nets.pretrained import Pretrained, pretrained
 from models.runtime.predictor import one_line
+from models.settings.train import Mode
+from tasks import registry
 from tasks.registry import sha256_of
+from tasks.storage import join, normalise, open_storage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger("pixelmill.weights")
+
+TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); the terms of the training images are their own"
+FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from."""
+
+    state: "dict[str, Tensor] | None"  # None: random weights
+    labels: tuple[str, ...] | None  # by output index of these weights; None: nobody knows
+    input: ResizeRule  # for the new model
+    source: str  # for the card
+    licence: str  # of the weights, for the card; "" where nobody knows
+
+
+def starting_state(
+    weights: str | None, architecture: str, mode: Mode, store: str, image_size: int | None = None
+) -> Start:
+    """What `--weights` stands for.
+
+    weights: imagenet or coco (torchvision's best entry for the architecture), another entry by its name, none, a file
+    (.pth, .pt or .safetensors; local or s3://), or a model of the store with the same architecture; None is none for
+    scratch, and else the data that the architecture was trained on. image_size: see catalog.input_rule.
+
+    Raises UsageError for what cannot be, and ModelError when a download fails or a model of the store is damaged.
+    """
+    entry = catalog.entry(architecture)
+    if mode == "scratch" and weights not in (None, "none"):
+        raise UsageError(
+            f"--mode scratch starts from random weights, so --weights {weights} has no place: "
+            "leave it out, or use --mode finetune"
+        )
+    if weights is None:
+        weights = "none" if mode == "scratch" else (entry.data or "none")
+    usual = pretrained(entry.builder, entry.weights) if entry.weights else None
+    known = usual.others if usual else ()
+    name = entry.weights_named(weights)
+    if name in known:
+        trained = pretrained(entry.builder, name)
+        rule = catalog.input_rule(architecture, trained, image_size)
+        state = load_pretrained(trained, entry.builder)
+        return Start(state, trained.labels, rule, f"torchvision:{architecture} {name}", TORCHVISION_LICENCE)
+    if weights == "none":
+        if mode == "features":
+            logger.warning("the backbone is frozen at random weights: the head learns from noise")
+        return Start(None, None, catalog.input_rule(architecture, usual, image_size), f"{architecture} untrained", "")
+    if weights.endswith(FILE_SUFFIXES):
+        rule = catalog.input_rule(architecture, usual, image_size)
+        return Start(load_uri(weights), None, rule, f"{architecture} {weights.rpartition('/')[2]}", "")
+    card = _model(weights, architecture, known, store)
+    rule = catalog.input_rule(architecture, usual, image_size, card.input)
+    return Start(load_model(store, card), card.labels, rule, card.reference, card.licence)
+
+
+def _model(reference: str, architecture: str, entries: tuple[str, ...], store: str) -> Card:
+    """The model of the store that `--weights` names. Raises UsageError that lists what could have been meant."""
+    data = catalog.entry(architecture).data
+    try:
+        card = registry.resolve(store, reference)
+    except UsageError as error:
+        known = ", ".join(name for name in (data, "none", *entries) if name)
+        raise UsageError(
+            f"--weights {reference} is nothing that {architecture} can start from: expected {known}, a weights file "
+            f"({', '.join(FILE_SUFFIXES)}) or a model of the store ({error})"
+        ) from None
+    if card.architecture != architecture:
+        raise UsageError(
+            f"--weights {reference} is a {card.architecture}, whose weights do not fit {architecture}: "
+            f"use --model {card.architecture}, or other weights"
+        )
+    return card
 
 
 def load_pretrained(weights: Pretrained, builder: str) -> "dict[str, Tensor]":
@@ -40,6 +121,34 @@ def load_pretrained(weights: Pretrained, builder: str) -> "dict[str, Tensor]":
                 f"{cached.parent} as {cached.name}, or pass it with --weights FILE"
             ) from None
     return load_file(cached)
+
+
+def load_model(store: str, card: Card) -> "dict[str, Tensor]":
+    """The state dict of a model of the store; of a less exact variant, that of its version.
+
+    Raises ModelError if it has none, because it was adopted as an ONNX file, or not the one that the card describes.
+    """
+    uri = join(registry.version_folder(store, card), WEIGHTS_FILE)
+    try:
+        with open_storage(uri).fetch(uri) as path:
+            if sha256_of(path) != card.weights_sha256:
+                raise ModelError(f"{uri} is not the file that its card describes: its SHA-256 differs")
+            return load_file(path)
+    except FileNotFoundError:
+        raise ModelError(
+            f"{card.reference} has no {WEIGHTS_FILE}: a model that came as an ONNX file can predict, but not learn"
+        ) from None
+
+
+def load_uri(uri: str) -> "dict[str, Tensor]":
+    """`load_file` of a file that may lie in a bucket."""
+    if not uri.startswith("s3://"):
+        return load_file(Path(uri).expanduser())
+    try:
+        with open_storage(uri).fetch(normalise(uri)) as path:
+            return load_file(path)
+    except FileNotFoundError:
+        raise UsageError(f"expected a weights file, got {uri}: no such file") from None
 
 
 def load_file(path: Path) -> "dict[str, Tensor]":
@@ -75,11 +184,38 @@ def load_file(path: Path) -> "dict[str, Tensor]":
     return state
 
 
-def apply_state(network: Any, state: "dict[str, Tensor]", ignored_prefixes: tuple[str, ...], what: str) -> None:
-    """Loads a state dict that must fit completely. Raises UsageError that names what does not."""
+def apply_start(
+    network: Any, start: Start, parts: Parts, ignored_prefixes: tuple[str, ...], labels: Sequence[str], what: str
+) -> bool:
+    """Loads the weights to start from into a network that is to tell `labels` apart; True if its head stays as new.
+
+    The head is taken over only from weights that answer the very same labels, or, where nobody knows what they answer,
+    as many. Everything else must fit completely: raises UsageError that names what does not.
+    """
+    if start.state is None:
+        return True
+    state = start.state
     own = network.state_dict()
-    state = {name: value for name, value in state.items() if not name.startswith(ignored_prefixes or ("\0",))}
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    of_heads = [name for name in own if name.startswith(tuple(f"{module}." for module in parts.head))]
+    answering = [name for name in of_heads if not name.startswith(ignored_prefixes)]
+    fits = all(name in state and state[name].shape == own[name].shape for name in answering)
+    is_new = not fits or (start.labels is not None and start.labels != tuple(labels))
+    if is_new:
+        state = {name: value for name, value in state.items() if name not in of_heads}
+        state |= {name: own[name] for name in of_heads}
+    apply_state(network, state, ignored_prefixes, what)
+    return is_new
+
+
+def apply_state(network: Any, state: "dict[str, Tensor]", ignored_prefixes: tuple[str, ...], what: str) -> None:
+    """Loads a state dict that must fit completely. Raises UsageError that names what does not.
+
+    Parameters of auxiliary parts, whose names start with `ignored_prefixes`, may be missing on either side.
+    """
+    own = network.state_dict()
+    state = {name: value for name, value in state.items() if name in own or not name.startswith(ignored_prefixes)}
+    absent = [name for name in own if name not in state and not name.startswith(ignored_prefixes)]
+    missing = [name for name in absent if not name.endswith("num_batches_tracked")]
     unknown = [name for name in state if name not in own and not name.endswith("num_batches_tracked")]
     unequal = [name for name, value in state.items() if name in own and value.shape != own[name].shape]
     problems = [

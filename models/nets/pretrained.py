@@ -15,6 +15,7 @@ class Pretrained:
     megabytes: float
     labels: tuple[str, ...]  # by output index, without the background of detectors
     input: ResizeRule | None  # None for detectors, which take images of any size
+    min_side: int  # pixels; the network cannot work with less
     others: tuple[str, ...]  # all entries of this builder
 
     @property
@@ -35,7 +36,15 @@ def pretrained(builder: str, name: str) -> Pretrained:
     labels = tuple(weights.meta["categories"])
     if labels[0] == "__background__":
         labels = labels[1:]
-    return Pretrained(name, weights.url, weights.meta["_file_size"], labels, _rule(weights.transforms()), known)
+    return Pretrained(
+        name,
+        weights.url,
+        weights.meta["_file_size"],
+        labels,
+        _rule(weights.transforms()),
+        max(weights.meta.get("min_size", (1, 1))),
+        known,
+    )
 
 
 def _rule(transforms) -> ResizeRule | None:

@@ -53,6 +53,9 @@ class Training(Settings):
     augment: Annotated[Augment | None, Field(description="How much training images are varied; by default light.")] = (
         None
     )
+    flip: Annotated[
+        bool, Field(description="Mirror training images; switch off where left and right differ, as in text.")
+    ] = True
     optimizer: Annotated[Literal["adamw", "sgd"], Field(description="How weights are updated.")] = "adamw"
     weight_decay: Annotated[float, Field(ge=0, description="Of weights, not of biases and norms.")] = 0.05
     warmup_epochs: Annotated[float, Field(ge=0, description="The rate rises so long, then falls as a cosine.")] = 1.0
