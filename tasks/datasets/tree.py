@@ -40,6 +40,12 @@ class Tree:
         """The URI to show of a file, there or not: that of a member of an archive goes on from the archive's."""
         return self.files[path].uri if path in self.files and not self.is_archive else join(self.name, path)
 
+    def images(self) -> list[str]:
+        """The paths that may be images by their names, sorted. A file without extension is one only among its like."""
+        names = {path: path.rpartition("/")[2] for path in self.files}
+        with_extension = [path for path, name in names.items() if "." in name and ignore_reason(name, False) is None]
+        return with_extension or [path for path, name in names.items() if "." not in name]
+
     def below(self, folder: str) -> "Tree":
         """The same files seen from a folder of the tree; from "" the whole."""
         prefix = f"{folder}/" if folder else ""
