@@ -7,16 +7,15 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+from tasks.datasets.folder import SPLIT_FOLDERS
 from tasks.datasets.tree import Tree
-from tasks.listing import IMAGE_EXTENSIONS
 from tasks.storage import open_storage
 
 _READS_AT_ONCE = 16
 _READ_AHEAD = 256  # files held in memory
 
 # "train" in instances_train2017.json, but not in "training_data" or "constrain".
-_SPLIT_WORD = re.compile(r"(?<![a-z])(train|training|val|valid|validation|dev|test|testing)(?![a-z])")
-_SPLITS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+_SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_FOLDERS)})(?![a-z])")
 
 # Folders whose pictures say something about other pictures, and are no images of the data set themselves.
 _MASK_FOLDER = re.compile(
@@ -29,20 +28,13 @@ def split_named(path: str) -> str | None:
     for part in reversed(path.lower().split("/")):
         words = set(_SPLIT_WORD.findall(part))
         if len(words) == 1:
-            word = words.pop()
-            return _SPLITS.get(word, word)
+            return SPLIT_FOLDERS[words.pop()]
     return None
 
 
 def is_mask_folder(folder: str) -> bool:
     """Whether a part of the folder's path is a usual name for masks and the like."""
     return any(_MASK_FOLDER.fullmatch(part.lower()) for part in folder.split("/"))
-
-
-def has_image_extension(path: str) -> bool:
-    """Whether a path ends as images do."""
-    _, dot, extension = path.rpartition(".")
-    return bool(dot) and extension.lower() in IMAGE_EXTENSIONS
 
 
 def stem_of(path: str) -> str:
@@ -89,7 +81,7 @@ class ImageIndex:
     """The image files of a tree, to be found by what annotations call them."""
 
     def __init__(self, tree: Tree):
-        self.paths = [path for path in tree.files if has_image_extension(path)]
+        self.paths = tree.images()
         self.folders = sorted({posixpath.dirname(path) for path in self.paths})
         self._known = set(self.paths)
         self._by_name: dict[str, list[str]] = defaultdict(list)
@@ -114,6 +106,13 @@ class ImageIndex:
     def of_stem(self, folder: str, stem: str) -> list[str]:
         """The images in a folder that have this name, whatever their extension."""
         return self._by_stem.get((folder, stem), [])
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._known
+
+    def below(self, folder: str) -> list[str]:
+        """The images in a folder and in those below it; of "" all."""
+        return [path for path in self.paths if not folder or path.startswith(f"{folder}/")]
 
     def left_over(self, used: Collection[str]) -> list[str]:
         """The images that nothing names. Folders of masks are left aside, unless one of their images is named."""
