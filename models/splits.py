@@ -57,7 +57,7 @@ class _Assignment:
         ]
 
     def _split_at(self, number: float) -> str:
-        return next((name for name, (_, end) in self._intervals.items() if number < end), next(reversed(self.shares)))
+        return next((name for name, (_, end) in self._intervals.items() if number < end), list(self.shares)[-1])
 
     def level(
         self, members: Iterable[int], balance: "_Balance", of_strata: Mapping[str | None, "_Balance"] | None = None
