@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from models.card import Card
 from models.learning.metrics import main_metric
 from tasks import registry
+from tasks.datasets import datasets
 from tasks.storage import join, normalise, open_storage
 from tasks.table import Table
 
@@ -16,6 +17,13 @@ class DatasetEntry:
 
     name: str
     version: str
+    format: str
+    images: int
+    annotations: int
+    classes: int
+    splits: dict[str, int]
+    bytes: int  # without the images
+    created_at: str
 
 
 @dataclass(frozen=True)
@@ -57,13 +65,20 @@ class Inventory:
 
 
 def list_datasets(store: str) -> list[DatasetEntry]:
-    """All versions of all data sets, by name."""
-    store = normalise(store)
-    storage = open_storage(store)
+    """All versions of all data sets, by name, from old to new."""
     return [
-        DatasetEntry(name, version)
-        for name in storage.names(join(store, "datasets"))
-        for version in storage.names(join(store, "datasets", name))
+        DatasetEntry(
+            name=dataset.name,
+            version=dataset.version,
+            format=dataset.format,
+            images=dataset.images,
+            annotations=dataset.annotations,
+            classes=len(dataset.classes),
+            splits=dataset.splits,
+            bytes=sum(file["bytes"] for file in dataset.files.values()),
+            created_at=dataset.created_at,
+        )
+        for dataset in datasets.list_datasets(store)
     ]
 
 

@@ -4,6 +4,7 @@ Each is a plain function of names and numbers, so that it can run in this proces
 machine.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +12,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from models.errors import UsageError
+from models.errors import NotFound, UsageError
 from models.records import Task
 from models.settings.predict import PredictSettings
 from tasks import registry
+from tasks.datasets import datasets
 from tasks.listing import LIST_EXTENSIONS, list_source
 from tasks.plan import claim
 from tasks.slot import SlotConfig
 from tasks.slot_report import SlotProgress, SlotReport, add_seconds
-from tasks.storage import normalise
+from tasks.storage import local_path, normalise
 from tasks.table import Table
 from tasks.work import cores
 from tasks.work import work as work_through
@@ -37,6 +39,7 @@ class Planned:
 
     table: str
     model: str  # NAME@VERSION
+    source: str  # the URI that was listed
     listed: int  # distinct images in the source
     planned: int  # claimed by this run
     skipped: int  # claimed by earlier runs
@@ -83,7 +86,8 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
 
     `on_listed` hears the number of images listed so far. Raises UsageError, StorageError.
     """
-    store, source = normalise(store), normalise(settings.source)
+    store = normalise(store)
+    source = source_uri(store, settings.source)
     card = registry.check_exported(registry.resolve(store, settings.model))
     results = result_settings(settings, card.task)
     card.threshold(settings.score)
@@ -110,6 +114,7 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
     return Planned(
         table=settings.table,
         model=card.reference,
+        source=source,
         listed=claimed.listed,
         planned=claimed.planned,
         skipped=claimed.listed - claimed.new,
@@ -118,6 +123,27 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
         open_shards=len(open_shards),
         open_images=sum(shard.images for shard in open_shards),
     )
+
+
+def source_uri(store: str, source: str) -> str:
+    """What to list for a source that a person typed: it, or the images of the data set NAME or NAME@VERSION.
+
+    A path of that name is meant before a data set is. Raises NotFound for a version that the data set does not have.
+    """
+    uri = normalise(source)
+    if "/" in source or os.path.lexists(local_path(uri)):
+        return uri
+    try:
+        return datasets.images_uri(store, datasets.resolve(store, source))
+    except NotFound:
+        if "@" in source and datasets.list_datasets(store, source.partition("@")[0]):
+            raise
+        known = ", ".join(datasets.dataset_names(store)) or "none yet"
+        raise NotFound(
+            f"{uri} does not exist; expected a folder, an image, a list of images or a data set (there are: {known})"
+        ) from None
+    except UsageError:  # no name that a data set can have
+        return uri
 
 
 def is_remote(source: str) -> bool:
@@ -148,7 +174,7 @@ def work(
         score=settings.score,
         top_k=settings.top_k,
         max_pixels=settings.max_pixels,
-        remote_source=is_remote(settings.source),
+        remote_source=is_remote(planned.source),
     )
     return work_through(config, planned.plan, planned.open_images, slot, slots, on_progress)
 

@@ -16,7 +16,7 @@ import duckdb
 
 from models.errors import NotFound, PixelmillError, StorageError, UsageError
 from tasks.storage import normalise
-from tasks.views import FINDINGS, Views, quoted
+from tasks.views import FINDINGS, OF_DATASET, Views, quoted, sql_name
 
 Form = Literal["csv", "json", "parquet"]
 
@@ -150,11 +150,13 @@ def _in_one_line(error: duckdb.Error, views: Views) -> PixelmillError:
     unknown = re.search(r"Table with name (\S+) does not exist", message)
     if unknown:
         tables = ", ".join(views.tables) or "none yet"
+        sets = ", ".join(map(sql_name, views.datasets)) or "none yet"
         findings = " or ".join(f"T_{column}" for column in FINDINGS)
         others = ", ".join(views.of_store)
         return NotFound(
             f"no table or view {unknown[1]!r} in {views.store}; tables there: {tables}; "
-            f"each table T is also there as T_all and, by its task, {findings}; other views: {others}"
+            f"each table T is also there as T_all and, by its task, {findings}; data sets: {sets}, "
+            f"each D as {' or '.join(f'D_{suffix}' for suffix in OF_DATASET)}; other views: {others}"
         )
     if isinstance(error, duckdb.HTTPException) or "Could not connect to server" in message:
         return StorageError(message)

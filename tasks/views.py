@@ -3,7 +3,9 @@
 T            the newest row per image and model
 T_all        every row; an image that changed, or was tried again, has several
 T_labels     one row per label of T, T_objects one row per object
+D_images     the images of the newest version of the data set D; D_annotations, D_rejects likewise
 models       one row per version of a model
+datasets     one row per version of a data set
 runs         one row per plan of any table: who claimed what, and what is still open
 shards       one row per part of any table: who computed it, how fast, with which counts
 """
@@ -17,10 +19,15 @@ from urllib.parse import unquote
 import duckdb
 import pyarrow as pa
 
+from models.dataset import ANNOTATIONS_FILE, IMAGES_FILE, REJECTS_FILE
 from models.records import RESULT_FIELDS, part_schema
 from tasks import registry
+from tasks.datasets import datasets
 from tasks.storage import join, local_path, open_storage
 from tasks.table import Table
+
+# The views of a data set, by the suffix of their names.
+OF_DATASET = {"images": IMAGES_FILE, "annotations": ANNOTATIONS_FILE, "rejects": REJECTS_FILE}
 
 # The columns that hold findings; each is unrolled by the view of that suffix.
 FINDINGS = [field.name for fields in RESULT_FIELDS.values() for field in fields]
@@ -32,6 +39,15 @@ MODELS_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("licence", pa.string()),
         ("bytes", pa.int64()),
+        ("created_at", pa.string()),
+    ]
+)
+DATASETS_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("name", "version", "dataset", "format")),
+        ("classes", pa.list_(pa.string())),
+        *((name, pa.int64()) for name in ("images", "annotations", "rejected", "train", "val", "test", "bytes")),
+        ("source", pa.string()),
         ("created_at", pa.string()),
     ]
 )
@@ -63,11 +79,20 @@ class Views:
     """What SQL can name in one store."""
 
     def __init__(self, store: str):
-        """`store` as `normalise` writes it. Asks the store for the names of its tables, nothing else."""
+        """`store` as `normalise` writes it. Asks it for the names of its tables and data sets, nothing else."""
         self.store = store
         self.tables = open_storage(store).names(join(store, "tables"))
-        self.of_store: dict[str, Make] = {"models": self._models, "runs": self._runs, "shards": self._shards}
+        self.datasets = datasets.dataset_names(store)
+        self.of_store: dict[str, Make] = {
+            "models": self._models,
+            "datasets": self._datasets,
+            "runs": self._runs,
+            "shards": self._shards,
+        }
         self._makers = dict(self.of_store)
+        for dataset in sorted(self.datasets, key=lambda name: name == sql_name(name)):  # its own name comes first
+            for suffix, file in OF_DATASET.items():
+                self._makers[f"{sql_name(dataset)}_{suffix}"] = partial(self._of_dataset, dataset, file)
         for table in self.tables:
             for column in FINDINGS:
                 self._makers[f"{table}_{column}"] = partial(self._findings, table, column)
@@ -104,9 +129,8 @@ class Views:
 
     def _parts(self, table: Table, model: str) -> Iterator[Part]:
         for name in sorted(table.part_names(model)):
-            uri = join(table.uri, "parts", f"model={model}", name)
-            path = uri if uri.startswith("s3://") else local_path(uri)
-            yield Part(int(name.partition("-")[0]), re.sub(r"([*?\[])", r"[\1]", path))
+            path = _path(join(table.uri, "parts", f"model={model}", name))
+            yield Part(int(name.partition("-")[0]), path)
 
     def _all(self, table: str, connection: duckdb.DuckDBPyConnection, name: str) -> None:
         rows, _ = self._rows(connection, table)
@@ -129,6 +153,32 @@ class Views:
             f'CREATE VIEW "{name}" AS SELECT image, model, width, height, generate_subscripts({column}, 1) AS rank, '
             f"unnest({column}, recursive := true) FROM ({rows})"
         )
+
+    def _of_dataset(self, dataset: str, file: str, connection: duckdb.DuckDBPyConnection, name: str) -> None:
+        versions = datasets.list_datasets(self.store, dataset)
+        if versions:
+            path = _path(datasets.file_uri(self.store, versions[-1], file))
+            connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet({quoted(path)})')
+
+    def _datasets(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
+        rows = [
+            {
+                "name": dataset.name,
+                "version": dataset.version,
+                "dataset": dataset.reference,
+                "format": dataset.format,
+                "classes": list(dataset.classes),
+                "images": dataset.images,
+                "annotations": dataset.annotations,
+                "rejected": dataset.rejected,
+                **{split: dataset.splits.get(split, 0) for split in ("train", "val", "test")},
+                "bytes": sum(file["bytes"] for file in dataset.files.values()),
+                "source": dataset.source,
+                "created_at": dataset.created_at,
+            }
+            for dataset in datasets.list_datasets(self.store)
+        ]
+        connection.register(name, pa.Table.from_pylist(rows, schema=DATASETS_SCHEMA))
 
     def _models(self, connection: duckdb.DuckDBPyConnection, name: str) -> None:
         cards = [
@@ -196,6 +246,16 @@ class Views:
                 CAST(statistics->'stages' AS MAP(VARCHAR, DOUBLE)) AS stages
             FROM part_statistics"""
         )
+
+
+def sql_name(dataset: str) -> str:
+    """The name of a data set as SQL can have it unquoted."""
+    return re.sub(r"\W", "_", dataset)
+
+
+def _path(uri: str) -> str:
+    """As DuckDB reads it: glob characters escaped."""
+    return re.sub(r"([*?\[])", r"[\1]", uri if uri.startswith("s3://") else local_path(uri))
 
 
 def quoted(text: str) -> str:

@@ -35,7 +35,7 @@ def ls(store: StoreSettings, what: Literal["all", "datasets", "models", "tables"
     return Outcome(lambda: asdict(found), lambda: _show(found, store.store))
 
 
-NUMBERS = ("images", "plans", "open shards", "size")
+NUMBERS = ("images", "annotations", "classes", "plans", "open shards", "size")
 
 
 def _show(found: "Inventory", store: str) -> None:
@@ -58,6 +58,8 @@ def _for_people(entry: dict[str, Any]) -> dict[str, object]:
         match key:
             case "bytes":
                 shown["size"] = _size(value)
+            case "splits":
+                shown["splits"] = ", ".join(f"{split} {count:,}" for split, count in value.items())
             case "created_at":
                 shown["created"] = value[:16].replace("T", " ")
             case _:

@@ -99,7 +99,12 @@ def find_version(store: str, name: str, version: str) -> Dataset | None:
 
 def images_uri(store: str, dataset: Dataset) -> str:
     """Where images.parquet lies; a list of images that `predict` takes as its source."""
-    return join(_folder(normalise(store), dataset), IMAGES_FILE)
+    return file_uri(store, dataset, IMAGES_FILE)
+
+
+def file_uri(store: str, dataset: Dataset, file: str) -> str:
+    """Where one of the files of a version lies."""
+    return join(_folder(normalise(store), dataset), file)
 
 
 def copies_uri(store: str, name: str) -> str:
@@ -124,7 +129,7 @@ def read_rejects(store: str, dataset: Dataset) -> pa.Table:
 
 
 def _read_table(store: str, dataset: Dataset, file: str, filters: list[tuple] | None = None) -> pa.Table:
-    uri = join(_folder(normalise(store), dataset), file)
+    uri = file_uri(store, dataset, file)
     with _damage_of(uri), open_storage(uri).open(uri) as source:
         return pq.read_table(source, filters=filters, page_checksum_verification=True)
 
