@@ -25,7 +25,10 @@ MIN_BATCH_OF_STATISTICS = 8
 # those of other weights and other images, and evaluation would be ruined by them.
 STATISTICS_MOMENTUM = 0.1
 
-_FROZEN = "is_frozen"  # the attribute of a module that `_stay_in_evaluation` looks at
+# Attributes of modules: of each, whether it is to stay in evaluation mode, and of the network, the names of the
+# BatchNorms that always do. Names, because training on several GPUs puts other modules in their place.
+_FROZEN = "is_frozen"
+_KEPT = "norms_that_keep_statistics"
 
 
 def prepare(network: nn.Module, parts: Parts, mode: Mode, batch_size: int) -> None:
@@ -38,13 +41,12 @@ def prepare(network: nn.Module, parts: Parts, mode: Mode, batch_size: int) -> No
     missing = {id(parameter) for parameter in network.parameters()} - set(held)
     if missing or len(held) != len(set(held)):
         raise ValueError(f"head and stages hold {len(held)} parameters, {len(set(held))} of them once; {parts}")
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            if module.momentum is not None:
-                module.momentum = max(module.momentum, STATISTICS_MOMENTUM)
-            if mode == "finetune" and batch_size < MIN_BATCH_OF_STATISTICS and _has_statistics(module):
-                module.keeps_statistics = True  # type: ignore[assignment]
-        module.register_forward_pre_hook(_stay_in_evaluation)
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
+    for norm in norms.values():
+        if norm.momentum is not None:
+            norm.momentum = max(norm.momentum, STATISTICS_MOMENTUM)
+    small = mode == "finetune" and batch_size < MIN_BATCH_OF_STATISTICS
+    setattr(network, _KEPT, {name for name, norm in norms.items() if small and _has_statistics(norm)})
     set_trainable(network, parts, mode, 0, 0)
 
 
@@ -58,12 +60,16 @@ def set_trainable(network: nn.Module, parts: Parts, mode: Mode, epoch: int, unfr
     frozen = parts.stages[: len(parts.stages) - learning]
     before = [parameter.requires_grad for parameter in network.parameters()]
     network.requires_grad_(True)
-    for module in network.modules():
-        setattr(module, _FROZEN, getattr(module, "keeps_statistics", False))
+    kept = getattr(network, _KEPT)
+    for name, module in network.named_modules():
+        if not hasattr(module, _FROZEN):
+            module.register_forward_pre_hook(_stay_in_evaluation)
+        setattr(module, _FROZEN, name in kept)
     for name in (name for stage in frozen for name in stage):
         for module in network.get_submodule(name).requires_grad_(False).modules():
             setattr(module, _FROZEN, True)
-            module.training = False
+    for module in network.modules():
+        _stay_in_evaluation(module)
     return before != [parameter.requires_grad for parameter in network.parameters()]
 
 
@@ -116,7 +122,7 @@ def _has_statistics(norm: _BatchNorm) -> bool:
     return norm.running_mean is not None and bool((norm.running_mean != 0).any())
 
 
-def _stay_in_evaluation(module: nn.Module, inputs: Any) -> None:
-    """A hook before each forward: `train()` may have been called on the whole network since."""
+def _stay_in_evaluation(module: nn.Module, inputs: Any = None) -> None:
+    """Also a hook before each forward: `train()` may have been called on the whole network since."""
     if module.training and getattr(module, _FROZEN, False):
         module.training = False
