@@ -99,10 +99,12 @@ class ClassificationScores:
     """Adds up over a validation split; `loss` is without label smoothing, so that it compares between trainings."""
 
     def __init__(self, num_classes: int):
-        self._metrics: dict[str, Any] = {"top1": MulticlassAccuracy(num_classes, average="micro")}
+        # Of several processes only one validates, so that none may wait for others.
+        options: dict[str, Any] = {"average": "micro", "sync_on_compute": False}
+        self._metrics: dict[str, Any] = {"top1": MulticlassAccuracy(num_classes, **options)}
         if num_classes > 5:
-            self._metrics["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-        self._loss = MeanMetric()
+            self._metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, **options)
+        self._loss = MeanMetric(sync_on_compute=False)
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """outputs: logits [batch, classes]; targets: [batch]"""

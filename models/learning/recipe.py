@@ -1,0 +1,78 @@
+"""The settings of one training with every default decided; what is in here changes the result."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from models.learning.precision import Arithmetic
+from models.settings.train import Augment, Mode, Training
+
+# Variations of each image whose features are computed.
+VIEWS: dict[Augment, int] = {"none": 1, "light": 2, "strong": 4}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """See models.settings.train for what each of these means."""
+
+    mode: Mode
+    epochs: int
+    batch_size: int
+    lr: float | Literal["auto"]
+    backbone_lr_factor: float = 0.1
+    unfreeze_epochs: int = 0
+    augment: Augment = "light"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.05
+    warmup_epochs: float = 1.0
+    label_smoothing: float = 0.1
+    accumulate: int = 1
+    clip_norm: float = 1.0
+    ema: float = 0.0
+    patience: int = 0
+    balance: bool = False
+    precision: Arithmetic = "fp32"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    epochs: int
+    batch_size: int
+    lr: float  # of AdamW
+    augment: Augment
+
+
+_BY_MODE: dict[Mode, _Defaults] = {
+    "features": _Defaults(epochs=40, batch_size=32, lr=3e-3, augment="light"),
+    "finetune": _Defaults(epochs=10, batch_size=32, lr=1e-3, augment="light"),
+    "scratch": _Defaults(epochs=40, batch_size=32, lr=1e-3, augment="light"),
+}
+_SGD_TO_ADAMW = 10.0  # plain gradients want about so much more
+
+
+def resolve(settings: Training, precision: Arithmetic) -> Recipe:
+    """Fills in what the settings leave open, by mode."""
+    defaults = _BY_MODE[settings.mode]
+    lr = settings.lr
+    if lr is None:
+        lr = defaults.lr * (_SGD_TO_ADAMW if settings.optimizer == "sgd" else 1.0)
+    return Recipe(
+        mode=settings.mode,
+        epochs=settings.epochs or defaults.epochs,
+        batch_size=settings.batch_size or defaults.batch_size,
+        lr=lr,
+        backbone_lr_factor=settings.backbone_lr_factor,
+        unfreeze_epochs=settings.unfreeze_epochs,
+        augment=settings.augment or defaults.augment,
+        optimizer=settings.optimizer,
+        weight_decay=settings.weight_decay,
+        warmup_epochs=settings.warmup_epochs,
+        label_smoothing=settings.label_smoothing,
+        accumulate=settings.accumulate,
+        clip_norm=settings.clip_norm,
+        ema=settings.ema,
+        patience=settings.patience,
+        balance=settings.balance,
+        precision=precision,
+        seed=settings.seed,
+    )

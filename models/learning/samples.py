@@ -1,0 +1,93 @@
+"""The images and targets of one split, and their pixels, decoded once where memory allows."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import Rejected, UsageError
+from models.imaging.geometry import Geometry, ResizeRule
+from models.imaging.prepare import Limits, Preparer
+from models.learning.augment import Augmentation
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One split. It travels between processes, and so must `read`."""
+
+    names: Sequence[str]  # URIs, for people
+    targets: Sequence[Any]
+    read: Callable[[int], bytes]  # the image file by index, from any thread
+    rule: ResizeRule  # of the network's input, which is also that of validation
+    augmentation: Augmentation | None = None
+    groups: Sequence[int] | None = None  # the class of each image, to draw all equally often
+    placed: Callable[[Any, Geometry], Any] | None = None  # a target moved with its image by a resize
+    limits: Limits | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def prepared_rule(self) -> ResizeRule:
+        """How images are resized before they are varied."""
+        return self.augmentation.training_rule if self.augmentation is not None else self.rule
+
+
+class UndecodableImage(UsageError):
+    """An image of the data set that could be decoded once, and cannot be now."""
+
+
+class PreparedImages:
+    """Pixels by index, from memory where they fit into `budget_bytes`, else decoded again. Thread-safe."""
+
+    def __init__(self, samples: Samples, budget_bytes: int):
+        self.samples = samples
+        rule = samples.prepared_rule
+        self._shape = (rule.height, rule.width, 3)
+        self._room = max(0, budget_bytes // (rule.height * rule.width * 3))  # images that may be kept
+        self._kept: dict[int, tuple[NDArray[np.uint8], Any]] = {}
+        self._of_thread = threading.local()
+
+    def get(self, index: int) -> tuple[NDArray[np.uint8], Any]:
+        """Pixels [height, width, 3] by `prepared_rule`, not to be changed, and the target as it lies in them.
+
+        Raises UndecodableImage that names the image, and whatever `read` raises.
+        """
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        samples = self.samples
+        if not hasattr(self._of_thread, "preparer"):
+            self._of_thread.preparer = Preparer(samples.prepared_rule, samples.limits)
+        pixels = np.empty(self._shape, np.uint8)
+        try:
+            geometry = self._of_thread.preparer.prepare(samples.read(index), pixels)
+        except Rejected as rejected:
+            raise UndecodableImage(
+                f"{samples.names[index]} can no longer be decoded ({rejected.status}: {rejected.reason}): "
+                "ingest the data set again"
+            ) from None
+        target = samples.targets[index]
+        if samples.placed is not None:
+            target = samples.placed(target, geometry)
+        if len(self._kept) < self._room:
+            self._kept[index] = pixels, target
+        return pixels, target
+
+
+def memory_budget(share: float = 0.25) -> int:
+    """Bytes: a share of the memory that is free now, as far as the system tells, else of all there is."""
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:  # a container may have less than its machine
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            free = min(free, int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        pass
+    return max(0, int(free * share))
