@@ -120,12 +120,12 @@ def test_every_copy_among_many_is_found():
     assert {(min(pair), max(pair)) for pair in near_duplicates(found)} == {(index, index + 30) for index in range(30)}
 
 
-def test_what_shares_a_word_with_thousands_is_still_told_apart():
-    crowd = np.repeat(signatures([field(0)]), 3000)
-    crowd["position"] = np.linspace(-0.9, 0.9, 3000)
+def test_what_shares_a_word_with_a thousand_is_still_told_apart():
+    crowd = np.repeat(signatures([field(0)]), 1000)
+    crowd["position"] = np.linspace(-0.9, 0.9, 1000)
     crowd["grey"] = np.random.default_rng(0).integers(-127, 128, crowd["grey"].shape)
-    crowd[[1234, 1235]] = crowd[1234]
-    assert {tuple(sorted(pair)) for pair in near_duplicates(crowd)} == {(1234, 1235)}
+    crowd[[456, 457]] = crowd[456]
+    assert {tuple(sorted(pair)) for pair in near_duplicates(crowd)} == {(456, 457)}
 
 
 def test_being_a_copy_does_not_depend_on_the_order():

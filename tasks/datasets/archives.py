@@ -162,6 +162,7 @@ def _tar_members(uri: str, file: BinaryIO) -> Iterator[_Member]:
             archive.members = []  # type: ignore[attr-defined]  # it would remember all of them
             if not (info.isreg() or info.isdir()):
                 raise UsageError(f"{uri}: {info.name!r} is a link or a device, not a file")
+            _checked_parts(uri, info.name)  # before the filter, whose message names folders of this machine
             if info.isdir():
                 yield _Member(info.name, True, None)
             else:
