@@ -120,7 +120,7 @@ def test_every_copy_among_many_is_found():
     assert {(min(pair), max(pair)) for pair in near_duplicates(found)} == {(index, index + 30) for index in range(30)}
 
 
-def test_what_shares_a_word_with_a thousand_is_still_told_apart():
+def test_what_shares_a_word_with_a_thousand_is_still_told_apart():
     crowd = np.repeat(signatures([field(0)]), 1000)
     crowd["position"] = np.linspace(-0.9, 0.9, 1000)
     crowd["grey"] = np.random.default_rng(0).integers(-127, 128, crowd["grey"].shape)

@@ -34,7 +34,7 @@ SIGNATURE = np.dtype(
 LEAST_DETAIL = 1.5
 
 # What copies may differ by, in grey levels of the thumbnail: noise of JPEG, and a share of the contrast. Of 1,797
-# handwritten digits no two are nearer than .085 of their contrast and .096 of their detail. Of 744 copies of digits,
+# handwritten digits no two are nearer than .085 of their contrast and .096 of their detail. Of 744 copies of 64×64 digits,
 # microscope fields and photographs (JPEG at quality 30, .3 of the size, 10 % brighter) all but one are within it.
 _NOISE = 0.6
 _OF_CONTRAST = 0.05
