@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from tasks.datasets.coco_writer import to_coco
 from tasks.datasets.labelled import Labelled, Reject
 from tasks.datasets.regions import check_regions
 from tasks.datasets.tree import open_tree
+from tasks.storage import open_storage
 
 
 def write(folder: Path, files: Files) -> str:
@@ -360,6 +362,7 @@ def test_reads_and_recognises(format_name: str, files: Files, rows: list[tuple[A
         pytest.param({"mask/a.jpg": "", "no_mask/b.jpg": ""}, id="classes called mask and no_mask"),
         pytest.param({"cats/a.jpg": "", "cats/a.txt": "a cat on 1 mat", "labels.txt": "cats"}, id="captions"),
         pytest.param({"cats/a.jpg": "", "cats/a.json": '{"shapes": []}', "package.json": "{}"}, id="other JSON"),
+        pytest.param({"cats/a.jpg": "", "index.json": '{"images": ["a.jpg"]}'}, id="JSON with images"),
         pytest.param({"cats/a.jpg": "", "a.xml": "<project/>", "config.yaml": "names: x"}, id="other XML and YAML"),
         pytest.param({"cats/a.jpg": "", "data.json": "[" * 100_000, "b.xml": b"\x80", "c.yaml": b"\x80"}, id="hostile"),
     ],
@@ -471,6 +474,13 @@ def test_splits(format_name: str, files: Files, splits: list[str | None], tmp_pa
             id="yolo labels",
         ),
         pytest.param(
+            "yolo",
+            {"train/a.jpg": ""},
+            {"data.yaml": "names: [cell]\ntrain: train", "labels/train/a.txt": "0 .5 .5 .2 .2"},
+            cells("train/a.jpg", box_xyxy=MIDDLE),
+            id="yolo description and labels",
+        ),
+        pytest.param(
             "masks",
             one_mask(png(grey(4))),
             {"x.csv": "cell,4"},
@@ -501,6 +511,36 @@ def test_annotations_elsewhere(
     assert not rejects
     with pytest.raises(NotFound, match="nowhere"):
         read(source, format_name, "nowhere")
+
+
+EVERYWHERE: list[tuple[str, Files, str, str]] = [
+    ("coco", {"x.json": coco(annotation(bbox=[1, 1, 0, 0])), "images/a.jpg": ""}, "x.json", "zero area"),
+    ("voc", {"Annotations/a.xml": voc(box(1, 1, 1, 1)), "JPEGImages/a.jpg": ""}, "Annotations/a.xml", "zero area"),
+    ("yolo", yolo("0 .5 .5 0 0"), "labels/a.txt", "zero area"),
+    ("masks", {**one_mask(png(grey())), "masks/b.png": png(grey())}, "masks/b.png", "missing image"),
+]
+
+
+@pytest.mark.parametrize(("format_name", "files", "file", "reason"), EVERYWHERE, ids=[each[0] for each in EVERYWHERE])
+@pytest.mark.parametrize("where", ["archive", "bucket"])
+def test_reads_archives_and_buckets(
+    format_name: str, files: Files, file: str, reason: str, where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if where == "archive":
+        source = f"{tmp_path}/cells.zip"
+        with zipfile.ZipFile(source, "w") as archive:
+            for path, data in files.items():
+                archive.writestr(path, data)
+    else:
+        source = f"s3://{request.getfixturevalue('bucket')}/cells"
+        for path, data in files.items():
+            content = data if isinstance(data, bytes) else data.encode()
+            assert open_storage(source).put_if_absent(f"{source}/{path}", content)
+    with open_tree(source) as tree:
+        assert formats.recognise(tree) == format_name
+        rows, rejects = rows_of(formats.reader(format_name).read(tree, None))
+    assert len(rows) == 1
+    assert [(reject.source, reject.reason) for reject in rejects] == [(f"{source}/{file}", reason)]
 
 
 @pytest.mark.parametrize(

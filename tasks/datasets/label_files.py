@@ -85,10 +85,10 @@ class ImageIndex:
         self.folders = sorted({posixpath.dirname(path) for path in self.paths})
         self._known = set(self.paths)
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        self._by_stem: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
         for path in self.paths:
             self._by_name[posixpath.basename(path)].append(path)
-            self._by_stem[posixpath.dirname(path), stem_of(path)].append(path)
+            self._by_stem[stem_of(path)].append(path)
 
     def find(self, name: str, folders: Iterable[str]) -> str | None:
         """The image of a file name: below the first of these folders that has it, else the only one so called."""
@@ -103,9 +103,9 @@ class ImageIndex:
                 return alike[0]
         return None
 
-    def of_stem(self, folder: str, stem: str) -> list[str]:
-        """The images in a folder that have this name, whatever their extension."""
-        return self._by_stem.get((folder, stem), [])
+    def of_stem(self, stem: str) -> list[str]:
+        """The images that have this name, whatever their folder and extension."""
+        return self._by_stem.get(stem, [])
 
     def __contains__(self, path: str) -> bool:
         return path in self._known

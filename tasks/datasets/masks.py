@@ -12,7 +12,8 @@ Which class a pixel's value means:
 * 0 that no list names is background; 255 is void, unless the masks hold nothing but 0 and 255: then it is the one
   class, called "foreground" if no list has a name for it.
 
-There is one region for each image and class.
+There is one region for each image and class. Its box says where the class is, not where one object is, so such a data
+set has masks, but no boxes to train a detector with.
 """
 
 import posixpath
@@ -76,7 +77,7 @@ class _Reader:
         self.tree = tree
         self.mask_tree = mask_tree
         self.classes = classes
-        self.out = Labelled("masks", "", has_boxes=True, has_masks=True)
+        self.out = Labelled("masks", "", has_masks=True)
 
     def read(self) -> Labelled:
         found = _pair(self.tree, self.mask_tree)
@@ -204,6 +205,8 @@ def _pair(tree: Tree, mask_tree: Tree) -> _Pairs:
     """Images and masks with the same path below their folders, but for endings of the name."""
     apart = mask_tree is not tree
     mask_paths = [path for path in mask_tree.images() if apart or _is_mask(path)]
+    if not mask_paths:
+        return _Pairs({}, tree.images(), [])
     shown = {mask_tree.uri(path) for path in mask_paths}
     images: dict[tuple[str, str], str] = {}
     for path in tree.images():

@@ -97,19 +97,16 @@ class _Reader:
 
     def _image_of(self, path: str, root: Element) -> str | None:
         """The image: by the XML file's own name, for the name inside is often from before a renaming; else by that."""
-        folder, stem = posixpath.dirname(path), stem_of(path)
+        folder = posixpath.dirname(path)
         beside = posixpath.dirname(folder)
         folders = [posixpath.join(beside, "JPEGImages"), folder, posixpath.join(beside, "images"), beside]
-        folders += [other for other in self.index.folders if other not in folders]
         inside = posixpath.basename(_text(root, "filename").replace("\\", "/"))
-        found = [image for other in folders for image in self.index.of_stem(other, stem)]
-        in_place = [image for image in found if posixpath.dirname(image) in folders[:4]]
-        for image in found:
-            if posixpath.basename(image) == inside and (image in in_place or len(found) == 1):
-                return image
-        if in_place or len(found) == 1:
-            return (in_place or found)[0]
-        return self.index.find(inside, folders[:4]) if inside else None
+        found = self.index.of_stem(stem_of(path))
+        near = [image for each in folders for image in found if posixpath.dirname(image) == each]
+        candidates = near or (found if len(found) == 1 else [])
+        if candidates:
+            return next((image for image in candidates if posixpath.basename(image) == inside), candidates[0])
+        return self.index.find(inside, folders) if inside else None
 
     def _expected(self, path: str, root: Element) -> str:
         """Where the image would be, were it there."""

@@ -34,6 +34,8 @@ def recognise(tree: Tree, annotations: str | None) -> str | None:
         if description is not None:
             return f"YOLO: {description.uri}"
         labels = _LabelFiles(tree, files)
+        if not any(path.lower().endswith(".txt") for path in labels.files.files):
+            return None
         found = (path for image in tree.images() if (path := labels.of(image)) and labels.files.files[path].bytes)
         for path, _ in zip(found, range(4), strict=False):
             lines = peek(labels.files, path, 4096).decode("utf-8", "replace").lstrip("\ufeff").splitlines()
@@ -69,12 +71,13 @@ class _LabelFiles:
     def _candidates(self, image: str) -> list[str]:
         parts = image.split("/")
         name = f"{stem_of(image)}.txt"
-        if self.apart:
-            return ["/".join((*parts[start:-1], name)) for start in range(len(parts))]
         folders = parts[:-1]
         positions = reversed([index for index, part in enumerate(folders) if part.lower() == "images"])
         mirrored = [(*folders[:index], "labels", *folders[index + 1 :]) for index in positions]
         others = [tuple(folders), (*folders[:-1], "labels"), (*folders, "labels")]
+        if self.apart:
+            ends = [tuple(folders[start:]) for start in range(len(parts))]
+            others += [folder for end in ends for folder in (end, ("labels", *end))]
         return ["/".join((*folder, name)) for folder in mirrored + others]
 
 
