@@ -106,7 +106,6 @@ class Varied:
             image = _OPERATIONS[number](image, drawn.uniform(-1, 1))
         if drawn.random() < variation.erase:
             top, left, height, width = random_crop(drawn, image.shape[1], image.shape[2], 0.02, 2.0, max_area=0.2)
-            image = image.clone()
             image[:, top : top + height, left : left + width] = image.new_tensor(_MEAN_RGB)[:, None, None]
         return image, target
 

@@ -68,8 +68,6 @@ def set_trainable(network: nn.Module, parts: Parts, mode: Mode, epoch: int, unfr
     for name in (name for stage in frozen for name in stage):
         for module in network.get_submodule(name).requires_grad_(False).modules():
             setattr(module, _FROZEN, True)
-    for module in network.modules():
-        _stay_in_evaluation(module)
     return before != [parameter.requires_grad for parameter in network.parameters()]
 
 
@@ -122,7 +120,7 @@ def _has_statistics(norm: _BatchNorm) -> bool:
     return norm.running_mean is not None and bool((norm.running_mean != 0).any())
 
 
-def _stay_in_evaluation(module: nn.Module, inputs: Any = None) -> None:
-    """Also a hook before each forward: `train()` may have been called on the whole network since."""
-    if module.training and getattr(module, _FROZEN, False):
+def _stay_in_evaluation(module: nn.Module, inputs: Any) -> None:
+    """A hook before each forward: `train()` may have been called on the whole network since."""
+    if module.training and getattr(module, _FROZEN):
         module.training = False
