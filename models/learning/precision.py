@@ -12,19 +12,17 @@ from models.errors import UsageError
 Arithmetic = Literal["fp32", "bf16", "fp16"]
 
 
-def arithmetic(
-    asked: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device, learns_features: bool
-) -> Arithmetic:
+def arithmetic(asked: Literal["auto", "fp32", "bf16", "fp16"], device: str, whole_network: bool) -> Arithmetic:
     """The arithmetic for a device: what was asked for, or the fastest that the device is built for.
 
     Where only a head learns, its inputs are computed once and as the exported model will compute them: fp32 on a CPU.
     Raises UsageError for what the device cannot do.
     """
-    cuda = device.type == "cuda"
+    cuda = device.startswith("cuda")
     if asked == "auto":
         if cuda:
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return "bf16" if learns_features and _cpu_has_bf16() else "fp32"
+        return "bf16" if whole_network and _cpu_has_bf16() else "fp32"
     if asked == "fp16" and not cuda:
         raise UsageError("--precision fp16 needs a GPU: on a CPU use fp32 or bf16")
     return asked

@@ -21,6 +21,7 @@ class Recipe:
     backbone_lr_factor: float = 0.1
     unfreeze_epochs: int = 0
     augment: Augment = "light"
+    flip: bool = True
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.05
     warmup_epochs: float = 1.0
@@ -64,6 +65,7 @@ def resolve(settings: Training, precision: Arithmetic) -> Recipe:
         backbone_lr_factor=settings.backbone_lr_factor,
         unfreeze_epochs=settings.unfreeze_epochs,
         augment=settings.augment or defaults.augment,
+        flip=settings.flip,
         optimizer=settings.optimizer,
         weight_decay=settings.weight_decay,
         warmup_epochs=settings.warmup_epochs,

@@ -1,0 +1,353 @@
+"""Training: from a data set in the store to a model in the store.
+
+A training is known by its key: the data set, the weights it starts from, and all settings that change the result. While
+it runs, what the next run would go on from lies in a local folder of that name; a model that has the key is finished.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import catalog
+from models.card import ONNX_FILE, WEIGHTS_FILE, Card
+from models.dataset import Dataset
+from models.errors import ModelError, UsageError
+from models.imaging.prepare import Limits
+from models.progress import Report, Step, silent
+from models.settings.export import ExportSettings
+from models.settings.train import TrainSettings
+from tasks import registry
+from tasks.datasets import datasets
+from tasks.storage import normalise
+from tasks.table import write_parquet
+from tasks.training_images import TrainingImages, image_files, training_images
+from tasks.work import cores
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor, nn
+
+    from models.learning.fit import Fitted
+    from models.learning.recipe import Recipe
+    from models.learning.samples import Augmentation, Samples
+    from models.nets.parts import Parts
+
+logger = logging.getLogger("pixelmill.train")
+
+HISTORY_FILE = "history.parquet"
+FOLDER_VARIABLE = "PIXELMILL_TRAINING"
+_PARITY_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training made, or found made; the keys of `train --json`."""
+
+    model: str  # NAME@VERSION
+    metrics: dict[str, Any]  # of the card; where nothing was exported, those of the last validation under `val`
+    epochs: int  # trained, those before an interruption included
+    best_epoch: int  # that was kept
+    seconds: float  # of this run
+    new: bool  # False: a model with this key was there, and nothing was trained
+    promoted: bool | None  # None: it was not asked for
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that is decided before the first step."""
+
+    dataset: Dataset
+    images: TrainingImages
+    card: Card  # without weights
+    network: "nn.Module"  # with the weights to start from
+    parts: "Parts"
+    recipe: "Recipe"
+    devices: tuple[str, ...]
+    start: str  # where the weights come from
+    key: str
+
+
+def train(
+    store: str,
+    settings: TrainSettings,
+    report: Report = silent,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Trained:
+    """Trains, exports, measures and publishes a model; the same again finds it, and after a kill goes on.
+
+    `on_epoch` gets the curves' row of each epoch. Raises UsageError for what cannot be learned,
+    NonFiniteLoss, ModelError and ParityError; then nothing is published.
+    """
+    store = normalise(store)
+    if settings.promote_if_better and not settings.export:
+        raise UsageError("--promote-if-better compares exported models: leave out --no-export")
+    began = time.perf_counter()
+    try:
+        plan = _plan(store, settings, report)
+        card, new = _find(store, settings, plan, report), False
+        if card is None:
+            card, new = _train(store, settings, plan, report, on_epoch)
+        else:
+            logger.info("%s was trained so before: nothing to do", card.reference)
+    except ModuleNotFoundError as error:
+        raise ModelError(f"training needs {error.name}: pip install 'pixelmill[train]'") from None
+    promoted = None
+    if settings.promote_if_better:
+        from tasks.promote import promote_if_better
+
+        promoted = promote_if_better(store, card, plan.dataset, report=report).promoted
+    return Trained(
+        model=card.reference,
+        metrics=card.metrics or {"val": card.training["validation"]},
+        epochs=card.training["epochs"],
+        best_epoch=card.training["best_epoch"],
+        seconds=round(time.perf_counter() - began, 3),
+        new=new,
+        promoted=promoted,
+    )
+
+
+def training_folder(key: str) -> Path:
+    """Where a training keeps what it would go on from: below PIXELMILL_TRAINING, else below the user's cache folder."""
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen, key)
+    return registry.cache_folder().parent / "training" / key
+
+
+def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
+    """Resolves every name, and refuses what cannot be learned, before anything costs time."""
+    dataset = datasets.resolve(store, settings.dataset)
+    entry = catalog.entry(settings.model)
+    images = training_images(store, dataset, entry.task)
+    report(Step(f"building {settings.model}", 0, None))
+
+    from models.learning.learner import LEARNERS
+    from models.learning.precision import arithmetic
+    from models.learning.recipe import resolve
+    from models.nets.untrained import build_untrained
+    from tasks.weights import apply_start, starting_state
+
+    if entry.task not in LEARNERS:
+        raise UsageError(f"{settings.model} cannot be trained yet; models that {', '.join(LEARNERS)} can")
+    family = entry.family_module()
+    labels = dataset.classes
+    network = build_untrained(lambda: family.build_for_training(entry.builder, len(labels)), seed=settings.seed)
+    parts = family.parts(network, entry.builder)
+    start = starting_state(settings.weights, settings.model, settings.mode, store, settings.image_size)
+    if not apply_start(network, start, parts, family.IGNORED_PREFIXES, labels, settings.model):
+        logger.info("the head of %s answers the same classes, and learns on", start.source)
+
+    devices = _devices(settings)
+    recipe = resolve(settings, arithmetic(settings.precision, devices[0], whole_network=settings.mode != "features"))
+    card = Card(
+        name=settings.name,
+        version="",
+        task=entry.task,
+        architecture=settings.model,
+        labels=labels,
+        input=start.input,
+        score_floor=entry.score_floor,
+        source=f"{start.source}, {settings.mode} on {dataset.reference}",
+        licence=start.licence,
+    )
+    decisive = {
+        "dataset": dataset.reference,
+        "architecture": settings.model,
+        "input": asdict(start.input),
+        "start": _digest(network.state_dict()),
+        "recipe": asdict(recipe),
+        "devices": [device.partition(":")[0] for device in devices],
+    }
+    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:24]
+    return _Plan(dataset, images, card, network, parts, recipe, devices, start.source, key)
+
+
+def _find(store: str, settings: TrainSettings, plan: _Plan, report: Report) -> Card | None:
+    """The model of this name that has the plan's key, exported if that is wanted."""
+    for card in reversed(registry.list_models(store, settings.name)):
+        if card.training.get("key") == plan.key and not card.is_variant:
+            break
+    else:
+        return None
+    if settings.export and not card.is_exported:
+        from tasks.export import export
+
+        export(store, ExportSettings(model=card.reference), report)
+        return registry.resolve(store, card.reference)
+    return card
+
+
+def _train(
+    store: str, settings: TrainSettings, plan: _Plan, report: Report, on_epoch: Callable[[dict[str, Any]], None]
+) -> tuple[Card, bool]:
+    """The published card, and whether it is a new version."""
+    from models.learning.fit import Place, fit
+    from models.learning.learner import task_module
+
+    task = task_module(plan.card.task)
+    learner = task.learner(plan.network, plan.parts, len(plan.card.labels), plan.recipe.label_smoothing)
+    augmentation = task.augmentation(plan.recipe.augment, plan.card.input, plan.recipe.flip)
+    folder = training_folder(plan.key)
+    if not settings.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    logger.info(
+        "%s learns %d classes from %d images of %s, validated on %d; %s, %s",
+        settings.model,
+        len(plan.card.labels),
+        plan.images.train.num_rows,
+        plan.dataset.reference,
+        plan.images.val.num_rows,
+        plan.start,
+        " and ".join(plan.devices),
+    )
+    fitted = fit(
+        learner,
+        _samples(store, plan, plan.images.train, augmentation),
+        _samples(store, plan, plan.images.val, None),
+        plan.recipe,
+        Place(devices=plan.devices, threads=cores(), folder=folder),
+        report,
+        on_epoch,
+    )
+    card = replace(plan.card, training=_record(plan, fitted))
+    published = _publish(store, settings, plan, card, learner.network.state_dict(), fitted, report)
+    shutil.rmtree(folder, ignore_errors=True)
+    return published
+
+
+def _publish(
+    store: str,
+    settings: TrainSettings,
+    plan: _Plan,
+    card: Card,
+    state: "dict[str, Tensor]",
+    fitted: "Fitted",
+    report: Report,
+) -> tuple[Card, bool]:
+    from safetensors.torch import save_file
+
+    from models.learning.history import to_arrow
+    from tasks.weights import apply_state
+
+    entry = catalog.entry(card.architecture)
+    family = entry.family_module()
+    # What only served training is left behind.
+    network = family.build(entry.builder, len(card.labels))
+    apply_state(
+        network, {name: value.cpu().contiguous() for name, value in state.items()}, family.IGNORED_PREFIXES, "itself"
+    )
+    network.eval()
+    with tempfile.TemporaryDirectory(prefix="pixelmill-train-") as scratch:
+        paths = {name: Path(scratch, name) for name in (WEIGHTS_FILE, HISTORY_FILE)}
+        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, paths[WEIGHTS_FILE])
+        paths[HISTORY_FILE].write_bytes(write_parquet(to_arrow(fitted.history)))
+        card = replace(card, weights_sha256=registry.sha256_of(paths[WEIGHTS_FILE])).with_version()
+        if (existing := registry.find_version(store, card.name, card.version)) is not None:
+            logger.info("%s is already in the store: other settings led to the same weights", existing.reference)
+            return existing, False
+        if settings.export:
+            paths[ONNX_FILE] = Path(scratch, ONNX_FILE)
+            card = _export(store, plan, card, network, paths[ONNX_FILE], report)
+        return registry.publish(store, card, paths), True
+
+
+def _export(store: str, plan: _Plan, card: Card, network: "nn.Module", onnx_path: Path, report: Report) -> Card:
+    """Writes the graph, and returns the card with what was compared and measured."""
+    from models.runtime.export import export_onnx
+    from models.runtime.parity import check_parity
+    from tasks.evaluate import measure_all
+
+    family = catalog.entry(card.architecture).family_module()
+    images, names = _real_images(store, plan)
+    report(Step(f"exporting {card.reference}", 0, None))
+    export_onnx(family.graph(network, card), card, onnx_path, images[:2])
+    report(Step("comparing the export with PyTorch", 0, None))
+    parity = check_parity(network, family, card, onnx_path, images)
+    card = replace(card, parity={"images": names, **parity})
+    return replace(card, metrics=measure_all(card, onnx_path, store, plan.dataset, report))
+
+
+def _real_images(store: str, plan: _Plan) -> tuple[NDArray[np.uint8], list[str]]:
+    """Images that the training was validated on, as the network takes them, and photographs where these are few."""
+    from models.imaging.prepare import Preparer
+    from models.runtime.parity import MIN_IMAGES
+    from tasks.photographs import prepared_photographs
+
+    rule, samples = plan.card.input, _samples(store, plan, plan.images.val, None)
+    count = min(len(samples), _PARITY_IMAGES)
+    images = np.empty((count, rule.height, rule.width, 3), np.uint8)
+    preparer = Preparer(rule, samples.limits)
+    for index in range(count):
+        preparer.prepare(samples.read(index), images[index])
+    names = list(samples.names[:count])
+    if (lacking := MIN_IMAGES - count) > 0:
+        photographs, photograph_names = prepared_photographs(rule, lacking)
+        return np.concatenate([images, photographs]), names + photograph_names
+    return images, names
+
+
+def _samples(store: str, plan: _Plan, images: "pa.Table", augmentation: "Augmentation | None") -> "Samples":
+    from models.learning.learner import task_module
+    from models.learning.samples import Samples
+
+    task = task_module(plan.card.task)
+    labels = images.column("label").to_pylist()
+    sides = zip(images.column("width").to_pylist(), images.column("height").to_pylist(), strict=True)
+    return Samples(
+        names=images.column("image").to_pylist(),
+        targets=task.targets(images, datasets.read_annotations(store, plan.dataset), plan.card.labels),
+        read=image_files(plan.dataset, images),
+        rule=plan.card.input,
+        augmentation=augmentation,
+        groups=None if None in labels else [plan.card.labels.index(label) for label in labels],
+        # What ingest accepted is no mistake now.
+        limits=Limits(max_pixels=max([Limits.max_pixels, *(width * height for width, height in sides)])),
+        placed=getattr(task, "placed", None),
+    )
+
+
+def _record(plan: _Plan, fitted: "Fitted") -> dict[str, Any]:
+    """What the card says of the training; the same in every run, so that exports are, too."""
+    return {
+        "key": plan.key,
+        "dataset": plan.dataset.reference,
+        "start": plan.start,
+        "settings": asdict(plan.recipe) | {"lr": fitted.lr},
+        "devices": list(plan.devices),
+        "images": {"train": plan.images.train.num_rows, "val": plan.images.val.num_rows},
+        "validated_on": "images of the split train" if plan.images.carved else "val",
+        "validation": fitted.metrics,
+        "epochs": len(fitted.history),
+        "best_epoch": fitted.best_epoch,
+    }
+
+
+def _devices(settings: TrainSettings) -> tuple[str, ...]:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if settings.device == "cuda" and not count:
+        raise UsageError("--device cuda needs a GPU that PyTorch can use, and there is none: leave it out")
+    if settings.device == "cpu" or not count:
+        return ("cpu",)
+    return tuple(f"cuda:{number}" for number in range(count))
+
+
+def _digest(state: "dict[str, Tensor]") -> str:
+    """A SHA-256 over names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,157 @@
+"""The images that a training learns from and is validated on, and their files, read as they were ingested."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.dataset import Dataset
+from models.errors import UsageError
+from models.records import Task
+from models.splits import Group, assign
+from tasks.datasets import datasets
+from tasks.storage import open_storage
+
+logger = logging.getLogger("pixelmill.train")
+
+_CARVED = 0.1  # share of the training images that validates where the data set has no validation split
+_SHOWN = 5  # names in one message
+
+
+class TrainingImages(NamedTuple):
+    """Rows of images.parquet."""
+
+    train: pa.Table
+    val: pa.Table
+    carved: bool  # the validation images are some of the split train, which has that many fewer
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Reads image files by index, from any thread or process, and only what was ingested."""
+
+    dataset: str  # NAME@VERSION
+    images: tuple[str, ...]  # URIs
+    sha256: tuple[str, ...]
+
+    def __call__(self, index: int) -> bytes:
+        """Raises UsageError that names an image which is gone or has another content now, and StorageError."""
+        uri = self.images[index]
+        try:
+            data = open_storage(uri).read(uri)
+        except FileNotFoundError:
+            raise UsageError(f"{uri} is missing, and {self.dataset} needs it: put it back, or ingest again") from None
+        if hashlib.sha256(data).hexdigest() != self.sha256[index]:
+            raise UsageError(f"{uri} has changed since it became part of {self.dataset}: ingest again")
+        return data
+
+
+def image_files(dataset: Dataset, images: pa.Table) -> ImageFiles:
+    """The files of some rows of images.parquet."""
+    return ImageFiles(
+        dataset.reference, tuple(images.column("image").to_pylist()), tuple(images.column("sha256").to_pylist())
+    )
+
+
+def training_images(store: str, dataset: Dataset, task: Task) -> TrainingImages:
+    """The rows of the splits train and val; where there is no val, a tenth of train, by content and class.
+
+    Raises UsageError where nothing can be learned from them.
+    """
+    if task == Task.CLASSIFY:
+        _check_labels(dataset)
+    train = _usable(datasets.read_images(store, dataset, "train"), dataset, "train", task)
+    if not train.num_rows:
+        has = ", ".join(f"{name} {count}" for name, count in dataset.splits.items()) or "none"
+        raise UsageError(
+            f"{dataset.reference} has no images in its split train to learn from; its splits: {has}; "
+            "ingest it with --split, e.g. --split train=.8,val=.1,test=.1"
+        )
+    val = _usable(datasets.read_images(store, dataset, "val"), dataset, "val", task)
+    carved = not val.num_rows
+    if carved:
+        train, val = _carve(train, dataset)
+    if task == Task.CLASSIFY:
+        _check_classes(train, dataset)
+    return TrainingImages(train, val, carved)
+
+
+def _usable(images: pa.Table, dataset: Dataset, split: str, task: Task) -> pa.Table:
+    """Without the images that have no label, where each needs one."""
+    if task != Task.CLASSIFY:
+        return images
+    labelled = images.filter(pc.is_valid(images.column("label")))
+    if left_out := images.num_rows - labelled.num_rows:
+        logger.warning("%d images of %s %s have no label and are left out", left_out, dataset.reference, split)
+    return labelled
+
+
+def _check_labels(dataset: Dataset) -> None:
+    if not dataset.has_labels:
+        raise UsageError(
+            f"a classifier learns from images with one label each, and those of {dataset.reference} have none: "
+            "ingest a folder with one folder of images per class"
+        )
+    if len(dataset.classes) < 2:
+        raise UsageError(
+            f"a classifier tells two classes or more apart, and {dataset.reference} has {len(dataset.classes)}: "
+            f"{', '.join(dataset.classes)}"
+        )
+
+
+def _check_classes(train: pa.Table, dataset: Dataset) -> None:
+    present = set(train.column("label").to_pylist())
+    if len(present) < 2:
+        raise UsageError(
+            f"all {train.num_rows} training images of {dataset.reference} are of the class {present.pop()}: "
+            "there is nothing to tell apart"
+        )
+    if absent := [name for name in dataset.classes if name not in present]:
+        more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
+        logger.warning(
+            "%d of %d classes have no training image, and will not be recognised: %s%s",
+            len(absent),
+            len(dataset.classes),
+            ", ".join(absent[:_SHOWN]),
+            more,
+        )
+
+
+def _carve(train: pa.Table, dataset: Dataset) -> tuple[pa.Table, pa.Table]:
+    """Training images to validate on: always the same, at least one, and no copies of those that remain."""
+    numbers = train.column("duplicate_group").to_pylist()
+    hashes = train.column("sha256").to_pylist()
+    labels = train.column("label").to_pylist()
+    members: dict[str, list[int]] = {}
+    for row, (number, digest) in enumerate(zip(numbers, hashes, strict=True)):
+        members.setdefault(digest if number is None else f"group {number}", []).append(row)
+    groups = [
+        Group(min(hashes[row] for row in rows), len(rows), _most_common([labels[row] for row in rows]))
+        for rows in members.values()
+    ]
+    splits = assign(groups, {"train": 1 - _CARVED, "val": _CARVED}, dataset.seed)
+    chosen = [row for rows, split in zip(members.values(), splits, strict=True) if split == "val" for row in rows]
+    if not chosen:
+        chosen = min(members.values(), key=lambda rows: min(hashes[row] for row in rows))
+    rest = sorted(set(range(train.num_rows)) - set(chosen))
+    if not rest:
+        raise UsageError(
+            f"{dataset.reference} has no split val, and too few different training images to do without some of them: "
+            "ingest more images"
+        )
+    logger.info(
+        "%s has no split val: %d of its %d training images, chosen by content, are kept for validation",
+        dataset.reference,
+        len(chosen),
+        train.num_rows,
+    )
+    return train.take(rest), train.take(sorted(chosen))
+
+
+def _most_common(labels: Sequence[str | None]) -> str | None:
+    return Counter(labels).most_common(1)[0][0]
