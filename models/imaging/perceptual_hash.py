@@ -34,8 +34,9 @@ SIGNATURE = np.dtype(
 LEAST_DETAIL = 1.5
 
 # What copies may differ by, in grey levels of the thumbnail: noise of JPEG, and a share of the contrast. Of 1,797
-# handwritten digits no two are nearer than .085 of their contrast and .096 of their detail. Of 744 copies of 64×64 digits,
-# microscope fields and photographs (JPEG at quality 30, .3 of the size, 10 % brighter) all but one are within it.
+# handwritten digits no two are nearer than .085 of their contrast and .096 of their detail. Of 744 copies of digits
+# (64×64), microscope fields and photographs, at JPEG quality 30, at .3 of the size, or 10 % brighter, all but one are
+# within these bounds.
 _NOISE = 0.6
 _OF_CONTRAST = 0.05
 _OF_DETAIL = 0.075
