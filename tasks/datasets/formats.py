@@ -65,4 +65,4 @@ def _extensions(tree: Tree) -> str:
         extension = f".{name.rpartition('.')[2].lower()}" if "." in name else "without extension"
         counts[extension] = counts.get(extension, 0) + 1
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
-    return ", ".join(f"{count:,} files {extension}" for extension, count in most) or "no files"
+    return ", ".join(f"{count:,} {extension}" for extension, count in most) or "no files"
