@@ -68,7 +68,7 @@ def measure(
     images = labelled_images(store, card, dataset, split)
     card = card if card.version else card.with_version()
     with tempfile.TemporaryDirectory(prefix="pixelmill-evaluate-") as scratch:
-        published = registry.publish(scratch, replace(card, files={}), {card.onnx_file: onnx_path})
+        published = registry.publish(scratch, replace(card, files={}), {card.onnx_file: onnx_path}, quietly=True)
         source = Path(scratch, "images.parquet")
         source.write_bytes(write_parquet(images.select(["image"])))
         settings = _predict_settings(published, str(source), _SCRATCH_TABLE, images, engine, device)

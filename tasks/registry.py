@@ -44,7 +44,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def publish(store: str, card: Card, files: Mapping[str, Path]) -> Card:
+def publish(store: str, card: Card, files: Mapping[str, Path], *, quietly: bool = False) -> Card:
     """Puts a version, or an export of one, into the store and returns its card as it stands there.
 
     `files`: local files by the name they get. Writes nothing if it is there already. An export that comes after its
@@ -71,7 +71,8 @@ def publish(store: str, card: Card, files: Mapping[str, Path]) -> Card:
     uri = join(folder, CARD_FILE if is_first else card_file(card.precision))
     if not storage.put_if_absent(uri, card.to_json().encode()):  # another process was first with the same version
         return _read_card(uri)
-    logger.info("published %s", card.reference)
+    if not quietly:
+        logger.info("published %s", card.reference)
     return card
 
 

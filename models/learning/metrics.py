@@ -13,12 +13,13 @@ what the task has to add. A new task is one more module, and one line in MEASURE
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from models.card import Card
-from models.errors import UsageError
+from models.errors import ModelError, UsageError
 from models.records import Task
 
 # Task → its module of models.learning with the functions `measure` (a Measure), and
@@ -48,9 +49,14 @@ class Measure(Protocol):
 
 
 def task_module(task: Task) -> Any:
-    """The module with `measure` and `per_class`. Raises UsageError for a task that cannot be measured."""
+    """The module with `measure` and `per_class`.
+
+    Raises UsageError for a task that cannot be measured, ModelError where a package is missing.
+    """
     if task not in MEASURES:
-        raise UsageError(f"models of task {task} cannot be measured; those of {', '.join(MEASURES)} can")
+        raise UsageError(f"models of task {task} cannot be measured; those of task {', '.join(MEASURES)} can")
+    if find_spec("torchmetrics") is None:
+        raise ModelError("measuring a model needs torchmetrics: pip install 'pixelmill[train]'")
     return import_module(f"models.learning.{MEASURES[task]}")
 
 

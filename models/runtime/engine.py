@@ -65,7 +65,7 @@ def open_engine(
         if device == "cuda":
             raise UsageError("OpenVINO runs on the CPU here: use --device cpu, or --engine onnxruntime for a GPU")
         return openvino.OpenVinoEngine(onnx_path, card, concurrency=threads, reason="asked for")
-    if device != "cpu":
+    if device == "cuda" or (device == "auto" and card.precision != "int8"):  # int8 is made for CPUs
         try:
             return _open_on_gpu(onnx_path, card, reason="asked for" if device == "cuda" else "a GPU is there")
         except ModelError as error:
@@ -77,7 +77,8 @@ def open_engine(
         return OnnxRuntimeEngine(onnx_path, card, concurrency=threads, reason="asked for")
     refusal = openvino.why_not(card)
     if refusal is None:
-        return openvino.OpenVinoEngine(onnx_path, card, concurrency=threads, reason="it agrees with PyTorch")
+        reason = f"it agrees with {openvino.yardstick(card)}"
+        return openvino.OpenVinoEngine(onnx_path, card, concurrency=threads, reason=reason)
     return OnnxRuntimeEngine(onnx_path, card, concurrency=threads, reason=refusal)
 
 
@@ -103,6 +104,8 @@ class OnnxRuntimeEngine:
         # With the arena and without patterns, memory stays flat over batches of any size; without the arena a run takes
         # a third more time, and patterns, or shrinking the arena after each run, hold more at the peak.
         options.enable_mem_pattern = False
+        # CPUs without VNNI add int8 products in 16 bits, which overflow; a little slower there, the same everywhere.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         providers = providers or []
         try:
             # Without enable_fallback=False a provider that fails is replaced by the CPU, with a print on stdout.
@@ -118,7 +121,7 @@ class OnnxRuntimeEngine:
         self._output_names = [output.name for output in ANSWERS[card.task].outputs]
         on = {gpu.TENSORRT: "tensorrt", gpu.CUDA: "cuda"}.get(active[0], "cpu")
         self.device = "cuda" if providers else "cpu"
-        self.name = f"onnxruntime {on} fp32"
+        self.name = f"onnxruntime {on} {card.precision}"
         self.reason = reason
         self.concurrency = concurrency
 
@@ -138,7 +141,7 @@ class OnnxRuntimeEngine:
 def _open_on_gpu(onnx_path: str | Path, card: Card, reason: str) -> OnnxRuntimeEngine:
     """With the fastest providers that come up. Raises ModelError if none does."""
     failure: ModelError | None = None
-    for providers in gpu.provider_choices(card.input.height, card.input.width):
+    for providers in gpu.provider_choices(card.input.height, card.input.width, card.precision):
         try:
             return OnnxRuntimeEngine(onnx_path, card, concurrency=_GPU_CONCURRENCY, reason=reason, providers=providers)
         except ModelError as error:

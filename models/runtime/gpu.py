@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from models.errors import ModelError
+from models.settings.common import Precision
 
 TENSORRT = "TensorrtExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -14,7 +15,7 @@ CUDA = "CUDAExecutionProvider"
 _LARGEST_BATCH = 64
 
 
-def provider_choices(height: int, width: int) -> list[list[tuple[str, dict]]]:
+def provider_choices(height: int, width: int, precision: Precision = "fp32") -> list[list[tuple[str, dict]]]:
     """Lists of providers with their options to try one after the other, the fastest first.
 
     Raises ModelError if ONNX Runtime has none for GPUs, or there is no device.
@@ -27,7 +28,8 @@ def provider_choices(height: int, width: int) -> list[list[tuple[str, dict]]]:
     if not device_present():
         raise ModelError(no_gpu("the NVIDIA driver reports no device"))
     cuda: tuple[str, dict] = (CUDA, {"cudnn_conv_algo_search": "HEURISTIC"})  # the default tries all, per batch size
-    if TENSORRT not in available or not _loads("libnvinfer.so.10"):
+    # TensorRT takes only int8 whose zero is zero, and ours are made for CPUs.
+    if TENSORRT not in available or not _loads("libnvinfer.so.10") or precision == "int8":
         return [[cuda]]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pixelmill", "tensorrt")
     tensorrt = {
@@ -35,6 +37,7 @@ def provider_choices(height: int, width: int) -> list[list[tuple[str, dict]]]:
         "trt_engine_cache_path": str(cache),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(cache),
+        "trt_fp16_enable": "1" if precision == "fp16" else "0",
         **{
             f"trt_profile_{bound}_shapes": f"images:{batch}x{height}x{width}x3"
             for bound, batch in (("min", 1), ("opt", _LARGEST_BATCH // 2), ("max", _LARGEST_BATCH))

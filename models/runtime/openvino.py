@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.card import Card
 from models.errors import ModelError
+from models.runtime.results import ANSWERS
 
 
 def is_installed() -> bool:
@@ -30,8 +31,13 @@ def why_not(card: Card) -> str | None:
     if record is None:
         return f"the card has no parity record for OpenVINO {precision}"
     if not record["agrees"]:
-        return f"OpenVINO {precision} disagrees with PyTorch beyond its tolerance"
+        return f"OpenVINO {precision} disagrees with {yardstick(card)} beyond its tolerance"
     return None
+
+
+def yardstick(card: Card) -> str:
+    """What OpenVINO's answers were compared with, for people."""
+    return {"fp32": "PyTorch", "fp16": "the exact export", "int8": "ONNX Runtime"}[card.precision]
 
 
 def _new_core() -> Any:
@@ -67,6 +73,9 @@ class OpenVinoEngine:
             precision = cpu_precisions()[-1]
             if not card.parity.get(f"openvino_{precision}", {}).get("agrees", False):
                 precision = "fp32"
+            refusal = card.precision == "int8" and why_not(card)
+            if refusal:  # fp32 is right in any case; what it makes of int8 may be far off
+                raise ModelError(f"{card.reference}: {refusal}; use --engine onnxruntime")
         options = {
             "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[precision],
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -79,9 +88,11 @@ class OpenVinoEngine:
             self._model = core.compile_model(core.read_model(str(onnx_path)), "CPU", options)
         except RuntimeError as error:
             raise ModelError(f"OpenVINO cannot run {card.reference}: {' '.join(str(error).split())}") from None
-        self.name = f"openvino cpu {precision}"
+        # The record of an int8 graph is kept by the precision of what is not quantised in it.
+        self.name = f"openvino cpu {'int8' if card.precision == 'int8' else precision}"
         self.reason = reason
         self.concurrency = concurrency
+        self._output_names = [output.name for output in ANSWERS[card.task].outputs]
         self._requests: queue.SimpleQueue = queue.SimpleQueue()
         for _ in range(concurrency):
             self._requests.put(self._model.create_infer_request())
@@ -95,7 +106,7 @@ class OpenVinoEngine:
         request = self._requests.get()
         try:
             results = request.infer({"images": images})
-            return {output.get_any_name(): np.array(array) for output, array in results.items()}
+            return {name: np.array(results[name]) for name in self._output_names}
         except Exception as error:
             raise as_out_of_memory(error) from None
         finally:

@@ -19,7 +19,7 @@ from models.card import Card
 from models.errors import ModelError, ParityError, PixelmillError
 from models.records import Task
 from models.runtime import openvino
-from models.runtime.engine import Engine, OnnxRuntimeEngine
+from models.runtime.engine import Engine, OnnxRuntimeEngine, open_engine
 from models.runtime.predictor import one_line
 from models.runtime.results import Outputs
 
@@ -105,6 +105,8 @@ COMPARISONS: dict[Task, Comparison] = {
         {
             "fp32": {"probabilities": 1e-4, "log_probabilities": 0.01, "top_label": 0.0},
             "bf16": {"probabilities": 0.05, "log_probabilities": 1.0, "top_label": 0.0},
+            "fp16": {"probabilities": 0.02, "log_probabilities": 0.5, "top_label": 0.0},
+            "int8": {"probabilities": 0.1, "log_probabilities": 2.0, "top_label": 0.0},
         },
     ),
     Task.DETECT: Comparison(
@@ -112,6 +114,8 @@ COMPARISONS: dict[Task, Comparison] = {
         {
             "fp32": {"scores": 1e-3, "boxes_xyxy": 0.1, "unmatched": 0.01},
             "bf16": {"scores": 0.05, "boxes_xyxy": 4.0, "unmatched": 0.05},
+            "fp16": {"scores": 0.02, "boxes_xyxy": 2.0, "unmatched": 0.02},
+            "int8": {"scores": 0.1, "boxes_xyxy": 8.0, "unmatched": 0.1},
         },
     ),
 }
@@ -155,7 +159,7 @@ def check_invariance(card: Card, onnx_path: Path, images: NDArray[np.uint8]) -> 
     """
     engine = OnnxRuntimeEngine(onnx_path, card, concurrency=1)
     try:
-        alone = _joined([engine.run(images[i : i + 1]) for i in range(len(images))])
+        alone = _alone(engine, images)
         check_values(card, alone)
         measured = _measure(engine, card, alone, images, "fp32")
     except PixelmillError:
@@ -167,6 +171,40 @@ def check_invariance(card: Card, onnx_path: Path, images: NDArray[np.uint8]) -> 
             f"{card.name} was not published: an image alone differs from itself in a batch: {measured['reason']}"
         )
     return {"engine": f"onnxruntime {metadata.version('onnxruntime')}", **measured}
+
+
+def check_variant(card: Card, onnx_path: Path, exact_path: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
+    """The trial of a less exact export, which `card` describes, on images [n, height, width, 3].
+
+    fp16 must agree with the exact export, and an image with itself in any batch. How much int8 may change is for the
+    metric of the task to say: it must agree with itself, and its distance from the exact export is noted. OpenVINO is
+    only recorded: against the exact export for fp16, and for int8 against ONNX Runtime, because that is what the metric
+    is measured with. Raises ModelError for a broken contract, or ParityError.
+    """
+    exact = _alone(OnnxRuntimeEngine(exact_path, replace(card, precision="fp32"), concurrency=1), images)
+    engine: Engine = open_engine(onnx_path, card, engine="onnxruntime")  # half precision on a GPU, if one is here
+    own = _alone(engine, images)
+    check_values(card, own)
+    is_gated = card.precision == "fp16"
+    against, what = (exact, "the exact export") if is_gated else (own, "itself alone")
+    measured = _measure(engine, card, against, images, card.precision, what)
+    if not measured["agrees"]:
+        raise ParityError(f"{card.reference} was not published: {engine.name} differs: {measured['reason']}")
+    record = {"engine": f"{engine.name} {metadata.version('onnxruntime')}", "compared_with": what, **measured}
+    if not is_gated:
+        comparison = COMPARISONS[card.task]
+        tolerance = comparison.tolerance[card.precision]
+        _, record["from_exact"] = comparison.differences(exact, own, tolerance, card)
+    for precision in openvino.cpu_precisions():
+        limits = "bf16" if is_gated and precision == "bf16" else card.precision
+        record[f"openvino_{precision}"] = _measure_openvino(
+            card, onnx_path, against, images, precision, limits, openvino.yardstick(card)
+        )
+    return record
+
+
+def _alone(engine: Engine, images: NDArray[np.uint8]) -> dict[str, NDArray]:
+    return _joined([engine.run(images[i : i + 1]) for i in range(len(images))])
 
 
 def check_values(card: Card, outputs: Outputs) -> None:
@@ -216,21 +254,34 @@ def _compare_with_torch(
         **measured,
     }
     for precision in openvino.cpu_precisions():
-        try:
-            engine = openvino.OpenVinoEngine(onnx_path, card, concurrency=1, precision=precision)
-            record[f"openvino_{precision}"] = _measure(engine, card, expected, images, precision)
-        except ModelError as error:
-            record[f"openvino_{precision}"] = {"agrees": False, "reason": str(error)}
+        record[f"openvino_{precision}"] = _measure_openvino(card, onnx_path, expected, images, precision, precision)
     return record
 
 
-def _measure(
-    engine: Engine, card: Card, expected: Outputs, images: NDArray[np.uint8], precision: str
+def _measure_openvino(
+    card: Card,
+    onnx_path: Path,
+    expected: Outputs,
+    images: NDArray[np.uint8],
+    precision: str,
+    limits: str,
+    what: str = "PyTorch",
 ) -> dict[str, Any]:
-    """The largest differences from PyTorch at each batch size, and of each image alone from itself in the batch."""
+    try:
+        engine = openvino.OpenVinoEngine(onnx_path, card, concurrency=1, precision=precision)
+        return _measure(engine, card, expected, images, limits, what)
+    except ModelError as error:
+        return {"agrees": False, "reason": str(error)}
+
+
+def _measure(
+    engine: Engine, card: Card, expected: Outputs, images: NDArray[np.uint8], limits: str, what: str = "PyTorch"
+) -> dict[str, Any]:
+    """The largest differences from `expected` (what `what` said) at each batch size, and of each image alone from
+    itself in the batch; `limits`: the precision whose tolerance holds."""
     comparison = COMPARISONS[card.task]
-    tolerance = comparison.tolerance[precision]
-    alone = _joined([engine.run(images[i : i + 1]) for i in range(len(images))])
+    tolerance = comparison.tolerance[limits]
+    alone = _alone(engine, images)
     together = engine.run(images)
     odd = _joined([engine.run(images[i : i + _ODD_BATCH]) for i in range(0, len(images), _ODD_BATCH)], _ODD_BATCH)
     compared, largest = 0, dict.fromkeys(tolerance, 0.0)
@@ -245,11 +296,11 @@ def _measure(
         "tolerance": tolerance,
         "agrees": True,
     }
-    for differences, what in ((largest, "PyTorch"), (invariance, "itself in a batch")):
+    for differences, other in ((largest, what), (invariance, "itself in a batch")):
         for name, limit in tolerance.items():
             if not differences[name] <= limit:  # NaN is beyond every limit
                 record["agrees"] = False
-                record["reason"] = f"{name} by {differences[name]:.3g} from {what}, where {limit:g} is allowed"
+                record["reason"] = f"{name} by {differences[name]:.3g} from {other}, where {limit:g} is allowed"
     return record
 
 
