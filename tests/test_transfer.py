@@ -293,6 +293,26 @@ def test_statistics_follow_within_a_short_training(network, parts):
     assert {module.momentum for module in network.modules() if isinstance(module, _BatchNorm)} == {0.1}
 
 
+def test_statistics_that_start_from_nothing_are_the_average_of_the_first_batches(network, parts, images):
+    norm = next(module for module in network.modules() if isinstance(module, _BatchNorm))
+    norm.reset_running_stats()
+    transfer.prepare(network, parts, "finetune", 32)
+    seen: list[torch.Tensor] = []
+    norm.register_forward_hook(lambda _norm, inputs, _outputs: seen.append(inputs[0].mean(dim=(0, 2, 3)).detach()))
+    for epoch in range(4):
+        transfer.set_trainable(network, parts, "finetune", epoch, 0)
+        for number in range(4):
+            step(network, parts, "finetune", images[number % 3 :])
+        if epoch == 1:
+            average = torch.stack(seen).mean(dim=0)
+            assert len(seen) == 8
+            torch.testing.assert_close(norm.running_mean, average)
+    expected = torch.stack(seen[:10]).mean(dim=0)
+    for mean in seen[10:]:
+        expected = 0.9 * expected + 0.1 * mean
+    torch.testing.assert_close(norm.running_mean, expected)
+
+
 def rates(groups: list[dict]) -> dict[str, float]:
     return {group["name"]: round(group["lr"], 4) for group in groups if group["weight_decay"]}
 

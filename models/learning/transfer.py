@@ -22,13 +22,17 @@ from models.settings.train import Mode
 # Of less than so many images the statistics are noise, and a pretrained network is better off with those it has.
 MIN_BATCH_OF_STATISTICS = 8
 # Per step. Some networks come with .01, made for training of many epochs: in a short one their statistics would stay
-# those of other weights and other images, and evaluation would be ruined by them.
+# those of other weights and other images, and evaluation would be ruined by them. For the same reason statistics that
+# start from nothing are the plain average of the first steps.
 STATISTICS_MOMENTUM = 0.1
 
-# Attributes of modules: of each, whether it is to stay in evaluation mode, and of the network, the names of the
-# BatchNorms that always do. Names, because training on several GPUs puts other modules in their place.
+# Attributes of modules: whether it is to stay in evaluation mode; and how many batches a new BatchNorm has seen.
 _FROZEN = "is_frozen"
+_SEEN = "batches_seen"
+# Attributes of the network: the BatchNorms that keep their statistics, and those that have none yet. These are names,
+# because training on several GPUs puts other modules in their place.
 _KEPT = "norms_that_keep_statistics"
+_NEW = "norms_without_statistics"
 
 
 def prepare(network: nn.Module, parts: Parts, mode: Mode, batch_size: int) -> None:
@@ -42,11 +46,13 @@ def prepare(network: nn.Module, parts: Parts, mode: Mode, batch_size: int) -> No
     if missing or len(held) != len(set(held)):
         raise ValueError(f"head and stages hold {len(held)} parameters, {len(set(held))} of them once; {parts}")
     norms = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
+    new = {name for name, norm in norms.items() if not _has_statistics(norm)}
     for norm in norms.values():
         if norm.momentum is not None:
             norm.momentum = max(norm.momentum, STATISTICS_MOMENTUM)
     small = mode == "finetune" and batch_size < MIN_BATCH_OF_STATISTICS
-    setattr(network, _KEPT, {name for name, norm in norms.items() if small and _has_statistics(norm)})
+    setattr(network, _KEPT, norms.keys() - new if small else set())
+    setattr(network, _NEW, new)
     set_trainable(network, parts, mode, 0, 0)
 
 
@@ -60,11 +66,13 @@ def set_trainable(network: nn.Module, parts: Parts, mode: Mode, epoch: int, unfr
     frozen = parts.stages[: len(parts.stages) - learning]
     before = [parameter.requires_grad for parameter in network.parameters()]
     network.requires_grad_(True)
-    kept = getattr(network, _KEPT)
+    kept, new = getattr(network, _KEPT), getattr(network, _NEW)
     for name, module in network.named_modules():
         if not hasattr(module, _FROZEN):
-            module.register_forward_pre_hook(_stay_in_evaluation)
+            module.register_forward_pre_hook(_before_forward)
         setattr(module, _FROZEN, name in kept)
+        if name in new:  # read here and not in each step, where a GPU would have to be waited for
+            setattr(module, _SEEN, int(module.num_batches_tracked))  # type: ignore[arg-type]
     for name in (name for stage in frozen for name in stage):
         for module in network.get_submodule(name).requires_grad_(False).modules():
             setattr(module, _FROZEN, True)
@@ -116,11 +124,16 @@ def _names(parts: Parts) -> tuple[str, ...]:
 
 
 def _has_statistics(norm: _BatchNorm) -> bool:
-    """Whether it has seen images, and is not as it was initialised."""
-    return norm.running_mean is not None and bool((norm.running_mean != 0).any())
+    """Whether it has seen images, and is not as it was initialised; or is one that never keeps any."""
+    return norm.running_mean is None or bool((norm.running_mean != 0).any())
 
 
-def _stay_in_evaluation(module: nn.Module, inputs: Any) -> None:
-    """A hook before each forward: `train()` may have been called on the whole network since."""
-    if module.training and getattr(module, _FROZEN):
+def _before_forward(module: nn.Module, inputs: Any) -> None:
+    """A hook: `train()` may have been called on the whole network since it was frozen."""
+    if not module.training:
+        return
+    if getattr(module, _FROZEN):
         module.training = False
+    elif (seen := getattr(module, _SEEN, None)) is not None:
+        module.momentum = max(1 / (seen + 1), STATISTICS_MOMENTUM)  # type: ignore[assignment]
+        setattr(module, _SEEN, seen + 1)
