@@ -134,6 +134,7 @@ def _coco_cases() -> list[Broken]:
         _coco_row("area in words", "malformed area", annotation(area="big")),
         _coco_row("zero width", "zero area", annotation(bbox=[1, 2, 0, 4])),
         _coco_row("negative width", "inverted box", annotation(bbox=[10, 2, -3, 4])),
+        _coco_row("negative height", "inverted box", annotation(bbox=[10, 12, 3, -4])),
         _coco_row("outside", "outside the image", annotation(bbox=[100, 2, 3, 4])),
         _coco_row("partly outside", "outside the image", annotation(bbox=[35, 2, 8, 4])),
         _coco_row("three numbers", "malformed box", annotation(bbox=[1, 2, 3])),
@@ -192,6 +193,15 @@ def _coco_cases() -> list[Broken]:
             "coco",
             {"instances.json": coco(), "images/a.jpg": "", "images/b.jpg": ""},
             (("image", "images/b.jpg", None, "not in the annotations"),),
+        ),
+        Broken(
+            "coco name in two folders",
+            "coco",
+            {"instances.json": coco(), "b/a.jpg": "", "c/a.jpg": ""},
+            (
+                ("image", "b/a.jpg", None, "not in the annotations"),
+                ("image", "c/a.jpg", None, "not in the annotations"),
+            ),
         ),
         _coco_error("not JSON", b'{"images": [', "is no JSON"),
         _coco_error("empty file", b"", "is no JSON"),

@@ -132,9 +132,9 @@ def colour_mask(*colours: tuple[int, int, int]) -> bytes:
 
 
 def palette_mask(values: NDArray[np.uint8]) -> bytes:
-    """A PNG with a palette in which 1 is (0, 200, 0)."""
+    """A PNG with a palette in which 2 is (0, 200, 0)."""
     image = Image.fromarray(values)
-    image.putpalette([0, 0, 0, 0, 200, 0])
+    image.putpalette([0, 0, 0, 7, 7, 7, 0, 200, 0])
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
@@ -154,6 +154,7 @@ def one_mask(data: bytes, name: str = "a.png", **classes: str) -> Files:
         pytest.param("coco", {"x.json": coco_of("z/a.jpg"), "b/a.jpg": ""}, cells("b/a.jpg"), id="coco by base name"),
         pytest.param("coco", {"x.json": coco_of("z\\a.jpg"), "z/a.jpg": ""}, cells("z/a.jpg"), id="coco Windows"),
         pytest.param("coco", {"x.json": coco_of("a.jpg", "007"), "a.jpg": ""}, A_CELL, id="coco id as text"),
+        pytest.param("coco", {"x.json": coco_of("a.jpg", 1.0), "a.jpg": ""}, A_CELL, id="coco id with decimals"),
         pytest.param(
             "coco",
             {"x.json": coco_of("a.jpg", annotations=[annotation(image_id="1", bbox=[5, 5, 10, 10])]), "a.jpg": ""},
@@ -264,8 +265,8 @@ def one_mask(data: bytes, name: str = "a.png", **classes: str) -> Files:
         ),
         pytest.param(
             "masks",
-            one_mask(palette_mask(grey(1))),
-            cells("images/a.jpg", label="1", box_xyxy=CORNER),
+            one_mask(palette_mask(grey(2))),
+            cells("images/a.jpg", label="2", box_xyxy=CORNER),
             id="masks palette",
         ),
         pytest.param(
@@ -324,7 +325,7 @@ def one_mask(data: bytes, name: str = "a.png", **classes: str) -> Files:
         ),
         pytest.param(
             "masks",
-            one_mask(palette_mask(grey(1)), labelmap_txt="# label:color_rgb:parts:actions\ncell:0,200,0::\n"),
+            one_mask(palette_mask(grey(2)), labelmap_txt="# label:color_rgb:parts:actions\ncell:0,200,0::\n"),
             cells("images/a.jpg", box_xyxy=CORNER),
             id="masks colours of CVAT, in a palette",
         ),
@@ -561,7 +562,8 @@ def test_missing_images_are_named(format_name: str, files: Files, line: int | No
 
 def test_voc_keeps_what_the_file_says(tmp_path: Path) -> None:
     """Numbers counted from 1 as they are, difficult, the sizes; and the name inside, where two images share a stem."""
-    objects = [box(1, 1, WIDTH, HEIGHT, name="dish", more="<difficult>1</difficult>"), "\n", box(0, 0, 39.5, 29)]
+    part = "<part><name>rim</name><object/></part>"
+    objects = [box(1, 1, WIDTH, HEIGHT, name="dish", more=f"<difficult>1</difficult>{part}"), "\n", box(0, 0, 39.5, 29)]
     source = write(tmp_path, {"a.xml": voc(*objects), "a.jpg": "", "a.png": ""})
     labelled = read(source, "voc")
     (image,) = labelled.images
