@@ -142,6 +142,96 @@ def test_an_unknown_model_lists_the_known_ones(store, files, reference, message)
         registry.resolve(store, reference)
 
 
+@pytest.fixture
+def with_int8(store, files, tmp_path) -> tuple[Card, Card]:
+    """A version, and a less exact export of it."""
+    card = registry.publish(store, make_card(), files)
+    (tmp_path / "model.int8.onnx").write_bytes(b"rounded")
+    return card, registry.publish(store, card.variant("int8"), {"model.int8.onnx": tmp_path / "model.int8.onnx"})
+
+
+def test_a_variant_lies_beside_its_version_and_changes_nothing_of_it(store, files, with_int8):
+    card, variant = with_int8
+    assert (variant.version, variant.precision) == (f"{card.version}.int8", "int8")
+    folder = join(store, "models", "birds", card.version)
+    assert set(all_files(store)) == {
+        join(folder, name) for name in (CARD_FILE, WEIGHTS_FILE, ONNX_FILE, "card.int8.json", "model.int8.onnx")
+    }
+    assert registry.fetch_model(store, variant).read_bytes() == b"rounded"
+    assert registry.fetch_model(store, card).read_bytes() == files[ONNX_FILE].read_bytes()
+    assert registry.list_models(store) == [card, variant]
+    assert registry.publish(store, card.variant("int8"), {"model.int8.onnx": files[ONNX_FILE]}) == variant
+    assert variant.with_version().version == variant.version
+
+
+@pytest.mark.parametrize(
+    ("reference", "is_variant"),
+    [
+        ("birds", False),
+        ("birds@{version}", False),
+        ("birds@{version}.fp32", False),
+        ("birds@{version}.int8", True),
+        ("birds@production", True),
+        ("birds@production.int8", True),
+        ("birds@production.fp32", False),
+        ("birds@staging", False),
+        ("birds@staging.int8", True),
+    ],
+)
+def test_a_variant_is_only_meant_when_it_is_named(store, with_int8, reference, is_variant):
+    card, variant = with_int8
+    registry.set_alias(store, variant, "production")
+    registry.set_alias(store, card, "staging")
+    assert registry.aliases(store, "birds") == {"production": f"{card.version}.int8", "staging": card.version}
+    assert registry.resolve(store, reference.format(version=card.version)) == (variant if is_variant else card)
+
+
+@pytest.mark.parametrize("reference", ["birds@{version}.fp16", "birds@staging.fp16"])
+def test_a_variant_that_is_not_there_says_how_to_make_it(store, with_int8, reference):
+    card, variant = with_int8
+    registry.set_alias(store, card, "staging")
+    make = f"to make it: pixelmill export birds@{card.version} --precision fp16"
+    with pytest.raises(NotFound, match=f"versions of birds: {card.version}, {variant.version} .*{make}"):
+        registry.resolve(store, reference.format(version=card.version))
+
+
+def test_the_newest_version_is_the_newest_exact_one(store, files, with_int8):
+    newer = registry.publish(store, make_card(weights="b"), files)
+    assert registry.resolve(store, "birds") == newer
+    assert [card.is_variant for card in registry.list_models(store)] == [False, True, False]
+
+
+def test_a_version_without_a_graph_says_how_to_make_one(store, files):
+    card = registry.publish(store, make_card(), {WEIGHTS_FILE: files[WEIGHTS_FILE]})
+    assert not card.is_exported
+    message = f"{card.reference} has no model.onnx, it was trained without an export: pixelmill export"
+    with pytest.raises(ModelError, match=message):
+        registry.fetch_model(store, card)
+
+
+def test_an_export_that_comes_later_speaks_for_its_version(store, files):
+    card = registry.publish(store, make_card(), {WEIGHTS_FILE: files[WEIGHTS_FILE]})
+    before = all_files(store)
+    later = registry.publish(store, replace(make_card(), parity={"agrees": True}), {ONNX_FILE: files[ONNX_FILE]})
+    assert later.version == card.version
+    assert set(later.files) == {WEIGHTS_FILE, ONNX_FILE}
+    assert registry.resolve(store, "birds") == registry.resolve(store, card.reference) == later
+    assert registry.list_models(store) == [later]
+    assert before.items() <= all_files(store).items()
+    after = all_files(store)
+    assert registry.publish(store, make_card(), files) == later
+    assert all_files(store) == after
+
+
+def test_a_leftover_of_a_variant_is_named_alone(store, files):
+    card = registry.publish(store, make_card(), files)
+    uri = join(store, "models", "birds", card.version, "model.int8.onnx")
+    open_storage(store).put_if_absent(uri, b"of another tool")
+    with pytest.raises(StorageError, match=f"{uri} is left from .* differs: delete it and try again"):
+        registry.publish(store, card.variant("int8"), {"model.int8.onnx": files[ONNX_FILE]})
+    assert registry.list_models(store) == [card]
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a@b", "a b", "-x", "ä"])
 def test_names_that_would_not_survive_as_folders_are_refused(name):
     with pytest.raises(UsageError, match="a model's name is letters"):
