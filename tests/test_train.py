@@ -1,0 +1,309 @@
+"""From a data set in the store to a model in the store, through real commands' own path."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from models.card import ONNX_FILE, WEIGHTS_FILE
+from models.dataset import IMAGES_SCHEMA, Dataset
+from models.errors import ModelError, NotFound, UsageError
+from models.records import Task
+from models.settings.ingest import IngestSettings
+from models.settings.predict import PredictSettings
+from models.settings.train import TrainSettings
+from tasks import predict, registry
+from tasks.datasets import datasets
+from tasks.datasets.ingest import ingest
+from tasks.demo import weights_file
+from tasks.digits import write_digits
+from tasks.table import Table
+from tasks.train import FOLDER_VARIABLE, HISTORY_FILE, train
+from tasks.training_images import image_files, training_images
+from tests.tiny_datasets import publish_dataset
+from tests.tiny_learning import coloured, write_files
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def mill(tmp_path_factory) -> Iterator[str]:
+    """A store with a data set of colours, and a folder of its own for unfinished trainings."""
+    home = tmp_path_factory.mktemp("train")
+    write_files(coloured(8), home / "colours")
+    ingest(str(home / "mill"), IngestSettings(source=str(home / "colours"), name="colours", split="train=.7,val=.3"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(home / "unfinished"))
+        yield str(home / "mill")
+
+
+def settings(**changes) -> TrainSettings:
+    """The smallest network of the catalogue on the smallest images."""
+    usual = {
+        "dataset": "colours",
+        "model": "mobilenet_v3_small",
+        "name": "colours",
+        "mode": "scratch",
+        "image_size": 32,
+        "epochs": 2,
+        "batch_size": 8,
+        "precision": "fp32",
+        "export": False,
+    }
+    return TrainSettings(**usual | changes)
+
+
+def unfinished() -> list[Path]:
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    return list(folder.iterdir()) if folder.exists() else []
+
+
+def test_a_training_is_published_and_the_same_again_finds_it(mill):
+    rows: list[dict] = []
+    trained = train(mill, settings(), on_epoch=rows.append)
+    assert (trained.new, trained.epochs, trained.promoted) == (True, 2, None)
+    card = registry.resolve(mill, trained.model)
+    assert card.labels == ("class0", "class1", "class2", "class3")
+    assert set(card.files) == {WEIGHTS_FILE, HISTORY_FILE}
+    assert (card.input.height, card.input.width) == (32, 32)
+    assert card.training["dataset"] == datasets.resolve(mill, "colours").reference
+    assert card.training["settings"]["lr"] > 0  # what was left open is decided in the card
+    assert (
+        trained.metrics["val"]["top1"]
+        == card.training["validation"]["top1"]
+        == rows[card.training["best_epoch"] - 1]["val_top1"]
+    )
+    history = pq.read_table(Path(mill, "models", "colours", card.version, HISTORY_FILE))
+    assert history.to_pylist() == rows
+    assert unfinished() == []
+
+    again = train(mill, settings(), on_epoch=lambda row: pytest.fail("nothing is to be trained"))
+    assert (again.new, again.model, again.metrics, again.epochs) == (False, trained.model, trained.metrics, 2)
+    other = train(mill, settings(epochs=1))
+    assert other.new
+    assert other.model != trained.model
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(mill):
+    wanted = settings(name="killed", epochs=4, seed=3)
+    undisturbed = train(mill, settings(name="undisturbed", epochs=4, seed=3))
+    script = """
+import os, signal, sys, torch
+from models.settings.train import TrainSettings
+from tasks.train import train
+torch.set_num_threads(1)
+def report(step):
+    if step.stage == "epoch 3 of 4" and step.done == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+if __name__ == "__main__":
+    train(sys.argv[1], TrainSettings.model_validate_json(sys.argv[2]), report)
+"""
+    died = subprocess.run(
+        [sys.executable, "-c", script, mill, wanted.model_dump_json()], cwd=ROOT, capture_output=True, check=False
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    assert len(unfinished()) == 1
+    with pytest.raises(NotFound):
+        registry.resolve(mill, "killed")
+
+    rows: list[dict] = []
+    resumed = train(mill, wanted, on_epoch=rows.append)
+    assert [row["epoch"] for row in rows] == [3, 4]
+    assert (resumed.epochs, resumed.metrics) == (4, undisturbed.metrics)
+    cards = [registry.resolve(mill, model) for model in (resumed.model, undisturbed.model)]
+    assert cards[0].weights_sha256 == cards[1].weights_sha256
+    assert unfinished() == []
+
+
+def test_without_resume_it_starts_anew(mill):
+    wanted = settings(name="anew", epochs=3, seed=4)
+
+    def fall(step) -> None:
+        if step.stage == "epoch 3 of 3":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(mill, wanted, fall)
+    rows: list[dict] = []
+    train(mill, wanted.model_copy(update={"resume": False}), on_epoch=rows.append)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_digits_are_learned_by_transfer_exported_measured_and_predicted(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "unfinished"))
+    store = str(tmp_path / "mill")
+    write_digits(tmp_path / "digits", 12)
+    dataset = ingest(store, IngestSettings(source=str(tmp_path / "digits"), name="digits"))
+    stages: list[str] = []
+    wanted = TrainSettings(
+        dataset="digits",
+        model="mobilenet_v2",
+        name="digits",
+        mode="features",
+        weights=str(weights_file()),
+        image_size=64,
+        flip=False,
+        export=False,
+    )
+    bare = train(store, wanted)
+    # An export that was left out is made up for, without another training.
+    wanted = wanted.model_copy(update={"export": True, "promote_if_better": True})
+    trained = train(store, wanted, lambda step: stages.append(step.stage))
+    assert (trained.model, trained.new, trained.promoted) == (bare.model, False, True)
+    assert not any(stage.startswith("epoch") for stage in stages)
+    card = registry.resolve(store, "digits@production")
+    assert card.is_exported
+    assert trained.metrics["test"]["top1"] > 0.5
+    assert trained.metrics["val"]["top1"] == pytest.approx(card.training["validation"]["top1"])
+
+    planned = predict.plan(store, PredictSettings(source=dataset.dataset, model=card.reference, table="found"))
+    assert planned.listed == 120
+    predict.work(store, PredictSettings(source=dataset.dataset, model=card.reference, table="found"), planned)
+    assert Table(store, "found").open_shards(card.reference) == []
+
+
+def test_an_exported_model_agrees_on_the_images_it_was_validated_on(mill):
+    trained = train(mill, settings(name="exported", export=True, epochs=1, promote_if_better=True))
+    card = registry.resolve(mill, trained.model)
+    assert set(card.files) == {WEIGHTS_FILE, HISTORY_FILE, ONNX_FILE}
+    validated = datasets.read_images(mill, datasets.resolve(mill, "colours"), "val").column("image").to_pylist()
+    assert set(card.parity["images"]) <= set(validated)
+    assert trained.metrics["val"]["images"] == len(validated)
+    # The ONNX file through the bulk path, against the network in the loop.
+    assert trained.metrics["val"]["top1"] == pytest.approx(card.training["validation"]["top1"])
+    assert trained.promoted
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        pytest.param({"dataset": "nothing"}, NotFound, "no data set 'nothing'", id="no data set"),
+        pytest.param({"model": "resnet19"}, UsageError, "no architecture is named 'resnet19'", id="no architecture"),
+        pytest.param({"weights": "imagenet"}, UsageError, "starts from random weights", id="weights for scratch"),
+        pytest.param({"precision": "fp16", "device": "cpu"}, UsageError, "fp16 needs a GPU", id="fp16 on a CPU"),
+        pytest.param({"promote_if_better": True}, UsageError, "leave out --no-export", id="promote without export"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_line(mill, changes, error, message):
+    with pytest.raises(error, match=message) as caught:
+        train(mill, settings(name="refused", **changes))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(NotFound):
+        registry.resolve(mill, "refused")
+
+
+def test_a_gpu_that_is_not_there_is_said(mill, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="--device cuda needs a GPU"):
+        train(mill, settings(device="cuda"))
+
+
+def test_a_missing_package_is_named(mill, monkeypatch):
+    monkeypatch.setitem(sys.modules, "models.learning.learner", None)
+    with pytest.raises(ModelError, match=r"training needs .*pip install 'pixelmill\[train\]'"):
+        train(mill, settings(seed=9))
+
+
+def examples(counts: dict[tuple[str, str | None], int]) -> list[tuple[str, str | None, bytes]]:
+    """Different small images by (split, label)."""
+    files = iter(coloured(30, seed=5).read.data)
+    return [(split, label, next(files)) for (split, label), count in counts.items() for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "classes", "message"),
+    [
+        pytest.param({("train", "a"): 3, ("val", "a"): 1}, ("a",), "has 1: a", id="one class"),
+        pytest.param({("test", "a"): 3, ("test", "b"): 3}, None, "no images in its split train", id="no train split"),
+        pytest.param({("train", "a"): 3, ("val", "b"): 3}, None, "are of the class a", id="one class to learn"),
+        pytest.param({("train", "a"): 1}, ("a", "b"), "too few different training images", id="one image"),
+    ],
+)
+def test_a_data_set_from_which_nothing_can_be_learned(tmp_path, counts, classes, message):
+    store = str(tmp_path / "mill")
+    dataset = publish_dataset(store, tmp_path / "images", examples(counts), classes=classes)
+    with pytest.raises(UsageError, match=message):
+        training_images(store, dataset, Task.CLASSIFY)
+
+
+def test_images_without_labels_teach_no_classifier(tmp_path):
+    store = str(tmp_path / "mill")
+    dataset = publish_dataset(store, tmp_path / "images", examples({("train", "a"): 3, ("train", "b"): 3}))
+    with pytest.raises(UsageError, match="one label each, and those of squares@"):
+        training_images(store, replace(dataset, has_labels=False), Task.CLASSIFY)
+
+
+def test_what_is_left_out_or_lacking_is_said(tmp_path, caplog):
+    store = str(tmp_path / "mill")
+    counts = {("train", "a"): 4, ("train", "b"): 4, ("train", None): 2, ("val", "a"): 2}
+    dataset = publish_dataset(store, tmp_path / "images", examples(counts), classes=("a", "b", "c"))
+    images = training_images(store, dataset, Task.CLASSIFY)
+    assert (images.train.num_rows, images.val.num_rows, images.carved) == (8, 2, False)
+    assert "2 images of squares@" in caplog.text
+    assert "1 of 3 classes have no training image, and will not be recognised: c" in caplog.text
+
+
+def test_without_a_val_split_some_training_images_validate(tmp_path, caplog):
+    caplog.set_level("INFO")
+    store = str(tmp_path / "mill")
+    dataset = publish_dataset(store, tmp_path / "images", examples({("train", "a"): 40, ("train", "b"): 20}))
+    images = training_images(store, dataset, Task.CLASSIFY)
+    assert images.carved
+    assert images.val.column("label").to_pylist().count("a") in (3, 4, 5)
+    assert images.val.column("label").to_pylist().count("b") in (1, 2, 3)
+    kept, validated = (set(rows.column("image").to_pylist()) for rows in (images.train, images.val))
+    assert not kept & validated
+    assert len(kept | validated) == 60
+    assert f"{len(validated)} of its 60 training images" in caplog.text
+    assert training_images(store, dataset, Task.CLASSIFY).val.equals(images.val)
+
+
+def test_copies_do_not_straddle_the_carved_split(tmp_path, monkeypatch):
+    rows = [
+        {"image": f"/{number}.png", "sha256": f"{number:064x}", "split": "train", "label": "ab"[number % 2]}
+        | {"duplicate_group": number // 4}
+        for number in range(40)
+    ]
+    table = pa.Table.from_pylist([{name: row.get(name) for name in IMAGES_SCHEMA.names} for row in rows], IMAGES_SCHEMA)
+    monkeypatch.setattr(datasets, "read_images", lambda store, dataset, split: table if split == "train" else table[:0])
+    dataset = Dataset("d", "0" * 12, "", "folder", ("a", "b"), True, False, False, 40, 40, 0, 0)
+    images = training_images("", dataset, Task.CLASSIFY)
+    assert images.val.num_rows == 4
+    groups = [set(part.column("duplicate_group").to_pylist()) for part in (images.train, images.val)]
+    assert not groups[0] & groups[1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(lambda path: path.unlink(), "is missing, and squares@", id="missing"),
+        pytest.param(lambda path: path.write_bytes(b"other"), "has changed since it became part of", id="changed"),
+    ],
+)
+def test_an_image_that_is_not_as_it_was_ingested_is_named(tmp_path, damage, message):
+    store = str(tmp_path / "mill")
+    dataset = publish_dataset(store, tmp_path / "images", examples({("train", "a"): 2, ("train", "b"): 2}))
+    files = image_files(dataset, datasets.read_images(store, dataset))
+    path = Path(files.images[1])
+    assert files(1) == path.read_bytes()
+    damage(path)
+    with pytest.raises(UsageError, match=message) as caught:
+        files(1)
+    assert str(path) in str(caught.value)
