@@ -186,6 +186,10 @@ def _coco_cases() -> list[Broken]:
         _of_coco("image entry is text", coco(images=[good, "b.jpg"]), (2, "malformed image entry")),
         _of_coco("image without name", coco(images=[good, image(id=2, file_name=None)]), (2, "malformed image entry")),
         _of_coco("image without id", coco(images=[good, image(id=None)]), (2, "malformed image entry")),
+        _of_coco(
+            "image name no text", coco(images=[good, image(id=2, file_name="\ud800")]), (2, "malformed image entry")
+        ),
+        _coco_row("image id no text", "unknown image", annotation(image_id="\ud800")),
         _of_coco("image id twice", coco(images=[good, image(file_name="b.jpg")]), (2, "duplicate image id")),
         _of_coco("image twice", coco(images=[good, image(id=2)]), (2, "image named twice")),
         Broken(
@@ -213,6 +217,7 @@ def _coco_cases() -> list[Broken]:
         _coco_error("no categories", coco(categories=None), "got for categories null"),
         _coco_error("images as object", coco(images={"1": "a.jpg"}), "got for images"),
         _coco_error("category without name", coco(categories=[{"id": 1}]), "category 1 needs an id and a name"),
+        _coco_error("category no text", coco(categories=[{"id": 1, "name": "\ud800"}]), "category 1 needs an id"),
         _coco_error("category id true", coco(categories=[{"id": True, "name": "x"}]), "category 1 needs an id"),
         _coco_error(
             "category id twice",
@@ -377,6 +382,8 @@ def _yolo_cases() -> list[Broken]:
         _yolo_error("names is a file", "names: expected a list", names="coco.names"),
         _yolo_error("name is a list", "class 1 has no name", names="[a, [b]]"),
         _yolo_error("name is empty", "class 0 has no name", names="['']"),
+        _yolo_error("name is no text", "class 0 has no name", names='["\\uD800"]'),
+        _yolo_error("path is no text", "expected a path", train='"\\uD800"'),
         _yolo_error("names by text", "names: expected whole numbers", names="{a: 0}"),
         _yolo_error("nc disagrees", "nc is 3, but names has 2", nc="3"),
         _yolo_error("nc in words", "nc: expected the number of classes", nc="many"),

@@ -126,4 +126,4 @@ def box_xyxy(counts: str, height: int, width: int) -> tuple[int, int, int, int] 
 
 def _check_size(height: int, width: int) -> None:
     if height < 1 or width < 1 or height * width > MOST_PIXELS:
-        raise ValueError(f"a mask of {width}×{height} pixels cannot be")
+        raise ValueError(f"a mask has between 1 and {MOST_PIXELS} pixels")

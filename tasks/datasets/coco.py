@@ -17,7 +17,7 @@ from typing import Any
 from models.errors import UsageError
 from models.imaging import masks
 from tasks.datasets.coco_document import Malformed, has_usual_name, id_of, json_paths, labels_of, load, short
-from tasks.datasets.label_files import ImageIndex, peek, split_named
+from tasks.datasets.label_files import ImageIndex, is_text, peek, split_named
 from tasks.datasets.labelled import Labelled, LabelledImage, LabelledRegion, Reject
 from tasks.datasets.tree import Tree, open_annotations
 
@@ -129,7 +129,7 @@ class _Reader:
                     raise Malformed("malformed image entry", f"expected an object, got {short(entry)}")
                 key = id_of(entry.get("id"), "malformed image entry")
                 name = entry.get("file_name")
-                if not isinstance(name, str) or not name or "\0" in name:
+                if not is_text(name):
                     raise Malformed("malformed image entry", f"file_name is {short(name)}")
                 path = self.index.find(name, folders) or _missing(name, folders[0])
                 own = entry.get("split")  # coco_writer's
@@ -143,7 +143,7 @@ class _Reader:
                     number,
                 )
                 if key in images and images[key][0] != path:
-                    raise Malformed("duplicate image id", f"{key} is {images[key][0]}, and {path} is not read")
+                    raise Malformed("duplicate image id", f"{short(key)} is {images[key][0]}, and {path} is not read")
                 images[key] = (path, image)
                 if path in self.entries:
                     raise Malformed("image named twice", f"{path} is in {self.entries[path]}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from models.errors import UsageError
-from tasks.datasets.label_files import stem_of
+from tasks.datasets.label_files import is_text, stem_of
 from tasks.datasets.tree import Tree
 
 _OTHER_USE = re.compile(r"(captions|panoptic|stuff|image_info|person_keypoints|keypoints)_|.*\bpackage(-lock)?$")
@@ -68,15 +68,14 @@ def labels_of(document: dict[str, Any], source: str) -> dict[str, str]:
                 raise Malformed(f"expected an object, got {short(category)}")
             key = id_of(category.get("id"), "the id")
             name = category.get("name")
-            if not isinstance(name, str) or not name.strip():
+            if not is_text(name) or not name.strip():
                 raise Malformed(f"the name is {short(name)}")
         except Malformed as error:
             said = f"{error.reason} {error.detail}".strip()
             raise UsageError(f"{source}: category {number} needs an id and a name: {said}") from None
         if names.setdefault(key, name.strip()) != name.strip():
-            raise UsageError(
-                f"{source}: the category id {key} is both {names[key]!r} and {name.strip()!r}: give each its own id"
-            )
+            both = f"both {names[key]!r} and {name.strip()!r}"
+            raise UsageError(f"{source}: the category id {short(category['id'])} is {both}: give each its own id")
         order.append((0, int(key), "") if re.fullmatch(r"-?[0-9]{1,18}", key) else (1, 0, key))
     ordered = sorted(zip(order, map(_key_of, document["categories"]), strict=True))
     return {key: names[key] for _, key in ordered}
@@ -100,17 +99,16 @@ def id_of(value: Any, reason: str) -> str:
 
 def short(value: Any) -> str:
     """The value as JSON, its beginning only; nothing large is written out for it."""
-    pieces: list[str] = []
-    length = 0
+    shown = ""
     try:
         for piece in _pieces(value):
-            pieces.append(piece)
-            length += len(piece)
-            if length > 60:
-                return "".join(pieces)[:60] + "…"
+            shown += piece
+            if len(shown) > 60:
+                shown = f"{shown[:60]}…"
+                break
     except (ValueError, RecursionError):
         return f"a {type(value).__name__}"
-    return "".join(pieces)
+    return shown.encode(errors="backslashreplace").decode()
 
 
 def _pieces(value: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import TypeGuard
 
 from tasks.datasets.folder import SPLIT_FOLDERS
 from tasks.datasets.tree import Tree
@@ -50,6 +51,14 @@ def decode_text(data: bytes) -> str:
     if "\0" in text:
         raise ValueError("it holds zero bytes, so it is no text")
     return text
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether this is text that files and tables can hold; escapes in JSON and YAML can make other."""
+    try:
+        return isinstance(value, str) and bool(value.encode()) and "\0" not in value
+    except UnicodeEncodeError:
+        return False
 
 
 def peek(tree: Tree, path: str, size: int = 65536) -> bytes:

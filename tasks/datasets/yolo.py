@@ -123,7 +123,7 @@ class _Reader:
     def _add_entry(self, description: Description, split: str, entry: str) -> None:
         path = description.find(self.tree, split, entry)
         if path is None:
-            self.notes.append(f"{split} names {entry}, which is not there")
+            self.notes.append(f"{split} names {entry!r}, which is not there")
         elif path in self.tree.files and path not in self.index:
             self._add_list(description, split, path)
         else:

@@ -14,7 +14,7 @@ import yaml
 
 from models.errors import UsageError
 from tasks.datasets.folder import SPLIT_FOLDERS
-from tasks.datasets.label_files import decode_text, peek
+from tasks.datasets.label_files import decode_text, is_text, peek
 from tasks.datasets.tree import Tree
 
 YAML_EXTENSIONS = (".yaml", ".yml")
@@ -153,9 +153,10 @@ def _load(files: Tree, path: str, uri: str) -> dict[str, Any]:
 def _text(value: Any, uri: str, key: str) -> str:
     if value is None or value in _NOTHING:
         return ""
-    if not isinstance(value, str):
-        raise UsageError(f"{uri}: {key}: expected a path or a list of paths, got a {type(value).__name__}")
-    return value
+    if not is_text(value):
+        got = ascii(value[:40]) if isinstance(value, str) else f"a {type(value).__name__}"
+        raise UsageError(f"{uri}: {key}: expected a path or a list of paths, got {got}")
+    return str(value)
 
 
 def _names(content: dict[str, Any], uri: str) -> dict[int, str]:
@@ -165,20 +166,20 @@ def _names(content: dict[str, Any], uri: str) -> dict[int, str]:
     if isinstance(names, dict):
         for key, name in names.items():
             if not re.fullmatch(r"[0-9]{1,6}", str(key)):
-                raise UsageError(f"{uri}: names: expected whole numbers as keys, got {str(key)[:40]!r}")
+                raise UsageError(f"{uri}: names: expected whole numbers as keys, got {str(key)[:40]!a}")
             named[int(key)] = name
     elif isinstance(names, list):
         named = dict(enumerate(names))
     elif names not in _NOTHING:
-        raise UsageError(f"{uri}: names: expected a list, or a mapping of numbers to names, got {names[:40]!r}")
+        raise UsageError(f"{uri}: names: expected a list, or a mapping of numbers to names, got {names[:40]!a}")
     for index, name in named.items():
-        if not isinstance(name, str) or not name.strip():
+        if not is_text(name) or not name.strip():
             raise UsageError(f"{uri}: names: class {index} has no name")
     count = content.get("nc", "")
     if count in _NOTHING:
         return {index: name.strip() for index, name in named.items()}
     if not isinstance(count, str) or not re.fullmatch(r"[0-9]{1,6}", count) or int(count) > MOST_CLASSES:
-        shown = f"{count[:40]!r}" if isinstance(count, str) else f"a {type(count).__name__}"
+        shown = ascii(count[:40]) if isinstance(count, str) else f"a {type(count).__name__}"
         raise UsageError(f"{uri}: nc: expected the number of classes, at most {MOST_CLASSES}, got {shown}")
     if named and len(named) != int(count):
         raise UsageError(f"{uri}: nc is {count}, but names has {len(named)}: correct the one that is wrong")
