@@ -12,6 +12,7 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 
+from flows.figures import single_figures
 from flows.watch import Seldom, describe, describe_step
 from models.progress import Step
 from tasks.predict import Summary
@@ -123,17 +124,6 @@ def put_facts(key: str, title: str, facts: dict[str, Any]) -> None:
 def put_metrics(key: str, title: str, metrics: dict[str, Any]) -> None:
     """The single figures among metrics, each by its path: "val top1"."""
     put_facts(key, title, single_figures(metrics))
-
-
-def single_figures(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Metrics without those per class, flat."""
-    figures: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, dict) and not name.startswith("per_class"):
-            figures |= single_figures(value, f"{prefix}{name} ")
-        elif isinstance(value, int | float):
-            figures[f"{prefix}{name}"] = value
-    return figures
 
 
 def artifact_key(text: str) -> str:

@@ -31,8 +31,8 @@ def evaluate(settings: EvaluateSettings, store: StoreSettings, *, direct: Direct
 
 
 def _show(evaluation: "Evaluation", settings: EvaluateSettings, store: str) -> None:
-    from flows.commands.figures import print_metrics
     from flows.console import print_table
+    from flows.figures import print_metrics
 
     per_class = evaluation.metrics.get("per_class")
     if per_class:

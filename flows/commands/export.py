@@ -33,7 +33,7 @@ def export(settings: ExportSettings, store: StoreSettings, *, direct: Direct = F
 
 def _show(exported: "Exported", store: str) -> None:
     from flows.commands.adopt import describe
-    from flows.commands.figures import print_metrics
+    from flows.figures import print_metrics
 
     print_metrics(exported.metrics)
     print(f"{exported.model}: {exported.file}")

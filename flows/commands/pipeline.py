@@ -30,8 +30,8 @@ def pipeline(settings: PipelineSettings, store: StoreSettings, *, direct: Direct
 
 
 def _show(done: "Chain", store: str) -> None:
-    from flows.commands.figures import print_metrics
     from flows.commands.predict import show_summary
+    from flows.figures import print_metrics
 
     print_metrics(done.train.metrics)
     print(f"data set {done.ingest.dataset} · model {done.export.model}")

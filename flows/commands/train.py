@@ -37,7 +37,7 @@ def _result(trained: "Trained") -> dict:
 
 
 def _show(trained: "Trained", settings: TrainSettings, store: str) -> None:
-    from flows.commands.figures import print_metrics
+    from flows.figures import print_metrics
 
     print_metrics(trained.metrics)
     how = f"{trained.epochs} epochs in {trained.seconds:,.1f} s" if trained.new else "it was there already"
