@@ -18,6 +18,7 @@ from models.learning.checkpoint import CHECKPOINT_FILE
 from models.learning.classification import Classification
 from models.learning.fit import Fitted, Place, fit
 from models.learning.history import to_arrow
+from models.learning.loading import ImageBatches, Part
 from models.learning.order import epoch_order, updates
 from models.learning.rates import HIGHEST, LOWEST, NoRate, steepest, sweep
 from models.learning.samples import UndecodableImage
@@ -143,12 +144,47 @@ def test_a_small_set_is_learned_by_heart(mode):
     assert fitted.history[-1]["train_loss"] < fitted.history[0]["train_loss"] / 2
 
 
-def test_accumulated_gradients_are_those_of_the_larger_batch(train_samples, val_samples):
+def test_accumulated_gradients_are_those_of_the_larger_batch(val_samples):
+    samples = coloured((6, 6, 6, 4), augment="light")  # two updates of 11 images, and so batches of unequal size
     large, small = tiny_learner(norm=False), tiny_learner(norm=False)
-    fit(large, train_samples, val_samples, recipe(batch_size=12, optimizer="sgd", lr=0.1))
-    fit(small, train_samples, val_samples, recipe(batch_size=4, accumulate=3, optimizer="sgd", lr=0.1))
+    fit(large, samples, val_samples, recipe(batch_size=12, optimizer="sgd", lr=0.1))
+    fit(small, samples, val_samples, recipe(batch_size=4, accumulate=3, optimizer="sgd", lr=0.1))
     for name, value in weights(large).items():
         torch.testing.assert_close(weights(small)[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "still", "moving"),
+    [
+        pytest.param({"clip_norm": 1e-9}, "head.weight", None, id="clipped"),
+        pytest.param({"clip_norm": 0.0}, None, "head.weight", id="not clipped"),
+        pytest.param(
+            {"mode": "finetune", "backbone_lr_factor": 1e-9}, "stem.0.weight", "head.weight", id="slow backbone"
+        ),
+        pytest.param({"backbone_lr_factor": 1e-9}, None, "stem.0.weight", id="scratch knows no slow backbone"),
+    ],
+)
+def test_how_far_weights_move(changes, still, moving, train_samples, val_samples):
+    learner = tiny_learner()
+    before = weights(learner)
+    fit(learner, train_samples, val_samples, recipe(optimizer="sgd", weight_decay=0.0, **changes))
+    moved = {name: (value - before[name]).abs().max().item() for name, value in weights(learner).items()}
+    assert still is None or moved[still] < 1e-7
+    assert moving is None or moved[moving] > 1e-4
+
+
+def test_images_are_varied_anew_in_each_epoch_and_when_drawn_twice():
+    samples = coloured((8, 1, 1, 1), augment="light", noise=100)
+    batches = ImageBatches(tiny_learner(), samples, torch.device("cpu"), 0, 2, 2**30)
+    seen: list[bytes] = []
+    for epoch in (0, 1):
+        for update in batches.training(epoch, 4, 1, balance=True, part=Part()):
+            for batch in update:
+                of_rare = batch.inputs[torch.from_numpy(batch.indices == 10)]
+                seen += [image.numpy().tobytes() for image in of_rare]
+    batches.close()
+    assert len(seen) >= 4
+    assert len(set(seen)) == len(seen)
 
 
 def test_averaged_weights_follow_the_formula():
@@ -497,6 +533,8 @@ def test_the_history_is_a_table(train_samples, val_samples):
     table = to_arrow(fitted.history)
     assert table.column_names == ["epoch", "lr", "train_loss", "seconds", "images_per_second", "val_top1", "val_loss"]
     assert table.column("epoch").to_pylist() == [1, 2]
+    # Three updates in each epoch; the rate is that of the last one.
+    assert table.column("lr").to_pylist() == [0.01 * rate_factor(step, 6, 3) for step in (2, 5)]
     assert table.schema.field("epoch").type == pa.int32()
 
 
