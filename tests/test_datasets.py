@@ -99,6 +99,13 @@ def test_publishing_again_writes_nothing(root):
     assert files_of(root) == before
 
 
+def test_a_version_is_what_it_was_when_it_was_made(root):
+    images, annotations, rejects = tables(["cat"])
+    first = publish(root, ["cat"])
+    assert datasets.publish(root, dataset("pets", images, annotations), images, annotations, rejects[:0]) == first
+    assert datasets.read_rejects(root, first) == rejects
+
+
 def test_versions_are_listed_from_old_to_new(root):
     versions = [publish(root, ["cat"] * count).version for count in (3, 1, 2)]
     other = publish(root, ["dog"], name="a.b-c")

@@ -145,6 +145,18 @@ def test_again_is_the_same_version_and_writes_nothing(root):
     assert "nothing was written" in describe(second)[0]
 
 
+def test_new_rejects_are_told_though_the_version_stays(root, caplog):
+    source = folder_of(root, {"cat": 3})
+    first = make(root, source)
+    put(source, "cat/bad.jpg", b"")
+    before = files_of(f"{root}/mill")
+    second = ingest(f"{root}/mill", IngestSettings(source=source, name="pets"))
+    assert (second.dataset, second.new, second.rejected) == (first.dataset, False, 1)
+    assert second.summary["rejects"]["image"] == {"empty": 1}
+    assert "1 files or annotations were rejected now, 0 when" in caplog.text
+    assert files_of(f"{root}/mill") == before
+
+
 def test_names_and_order_do_not_change_the_splits(tmp_path):
     for root in ("a", "b"):
         folder_of(str(tmp_path / root), {"cat": 30, "dog": 30})

@@ -134,4 +134,4 @@ def _unit(vectors: NDArray) -> NDArray[np.float32]:
 
 
 def _without_shading(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return vectors - (vectors @ _SHADING) @ _SHADING.T
+    return np.subtract(vectors, (vectors @ _SHADING) @ _SHADING.T, dtype=np.float32)

@@ -32,7 +32,7 @@ class Ingested:
     dataset: str  # NAME@VERSION
     images: int
     annotations: int
-    rejected: int
+    rejected: int  # by this run
     classes: list[str]
     splits: dict[str, int]
     format: str
@@ -95,17 +95,24 @@ def ingest(store: str, settings: IngestSettings, report: Report = silent) -> Ing
     published = existing or datasets.publish(store, dataset, images, annotations, rejected)
     if existing is not None:
         logger.info("%s is already in the store", existing.reference)
+        if existing.rejected != dataset.rejected:
+            logger.warning(
+                "%d files or annotations were rejected now, %d when %s was made; it stays as it is",
+                dataset.rejected,
+                existing.rejected,
+                existing.reference,
+            )
     return Ingested(
         dataset=published.reference,
         images=published.images,
         annotations=published.annotations,
-        rejected=published.rejected,
+        rejected=dataset.rejected,
         classes=list(published.classes),
         splits=published.splits,
         format=published.format,
         saw=labelled.saw,
         new=existing is None,
-        summary=published.summary,
+        summary=dataset.summary,
     )
 
 
