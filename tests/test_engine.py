@@ -296,7 +296,7 @@ def test_a_provider_that_leaves_the_session_on_the_cpu_is_an_error(tiny, monkeyp
         def __init__(self, path, options, providers, **kwargs):
             super().__init__(path, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(gpu, "provider_choices", lambda height, width: [[(gpu.CUDA, {})]])
+    monkeypatch.setattr(gpu, "provider_choices", lambda height, width, precision: [[(gpu.CUDA, {})]])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
     with pytest.raises(ModelError, match="CUDAExecutionProvider did not start, the session has CPUExecutionProvider"):
         open_engine(tiny, make_card(), device="cuda")

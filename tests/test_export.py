@@ -33,7 +33,7 @@ from tests.tiny_datasets import COLOURS, publish_colour_model, publish_dataset, 
 from tests.tiny_models import SIDE, publish_detector
 
 DIGITS = tuple("0123456789")
-RULE = ResizeRule("stretch", 64, 64)
+RULE = ResizeRule("stretch", 48, 48)
 
 
 def digit_dataset(store: str, folder: Path) -> Dataset:
