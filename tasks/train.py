@@ -149,7 +149,7 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
         logger.info("the head of %s answers the same classes, and learns on", start.source)
 
     devices = _devices(settings)
-    recipe = resolve(settings, arithmetic(settings.precision, devices[0], whole_network=settings.mode != "features"))
+    recipe = resolve(settings, arithmetic(settings.precision, devices[0], settings.mode, network))
     card = Card(
         name=settings.name,
         version="",

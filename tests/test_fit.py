@@ -500,23 +500,24 @@ def test_bf16_learns_too(train_samples, val_samples):
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "whole", "has_bf16", "chosen"),
+    ("asked", "mode", "groups", "has_bf16", "chosen"),
     [
-        ("auto", "cpu", True, True, "bf16"),
-        ("auto", "cpu", True, False, "fp32"),
-        ("auto", "cpu", False, True, "fp32"),
-        ("fp32", "cpu", True, True, "fp32"),
-        ("bf16", "cpu", True, False, "bf16"),
+        ("auto", "finetune", 1, True, "bf16"),
+        ("auto", "finetune", 1, False, "fp32"),
+        ("auto", "finetune", 8, True, "fp32"),
+        ("auto", "features", 1, True, "fp32"),
+        ("fp32", "scratch", 1, True, "fp32"),
+        ("bf16", "features", 8, False, "bf16"),
     ],
 )
-def test_the_arithmetic_is_what_the_device_is_built_for(asked, device, whole, has_bf16, chosen, monkeypatch):
+def test_the_arithmetic_is_what_the_device_is_built_for(asked, mode, groups, has_bf16, chosen, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16}, raising=False)
-    assert precision.arithmetic(asked, device, whole) == chosen
+    assert precision.arithmetic(asked, "cpu", mode, torch.nn.Conv2d(8, 8, 3, groups=groups)) == chosen
 
 
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(UsageError, match="--precision fp16 needs a GPU"):
-        precision.arithmetic("fp16", "cpu", True)
+        precision.arithmetic("fp16", "cpu", "finetune", torch.nn.Identity())
 
 
 def test_progress_tells_loss_and_metric(train_samples, val_samples):
