@@ -43,6 +43,17 @@ def field(seed: int) -> Image.Image:
     return Image.fromarray(np.clip(level, 0, 255).astype(np.uint8))
 
 
+def shaded(seed: int) -> Image.Image:
+    """The same strong shading in all, and faint spots elsewhere in each."""
+    faint = np.asarray(field(seed), np.float32) * 0.35
+    return Image.fromarray((np.linspace(10, 220, 320) + faint).clip(0, 255).astype(np.uint8))
+
+
+def lit_from(left: float, right: float) -> Image.Image:
+    light = np.linspace(left, right, photograph().width)[:, np.newaxis]  # grey levels
+    return Image.fromarray((np.asarray(photograph()) * 0.6 + 40 + light).astype(np.uint8))
+
+
 def square(colour: str, at: int = 60, side: int = 80) -> Image.Image:
     image = Image.new("RGB", (200, 200), "white")
     image.paste(colour, (at, at, at + side, at + side))
@@ -83,6 +94,7 @@ def test_copies_are_found(original, copy):
         pytest.param([], id="no image"),
         pytest.param([photograph()], id="one image"),
         pytest.param([field(seed) for seed in range(40)], id="dark microscope fields"),
+        pytest.param([shaded(seed) for seed in range(20)], id="faint spots under one strong shading"),
         pytest.param([photograph(), ImageOps.mirror(photograph())], id="mirrored"),
         pytest.param([photograph(), ImageOps.invert(photograph())], id="inverted"),
         pytest.param([photograph(), photograph().crop((60, 40, 451, 300))], id="cropped"),
@@ -131,6 +143,17 @@ def test_what_shares_a_word_with_a_thousand_is_still_told_apart():
 def test_being_a_copy_does_not_depend_on_the_order():
     pair = signatures([photograph(), jpeg(photograph(), 40)])
     assert are_copies(pair[:1], pair[1:]) == are_copies(pair[1:], pair[:1]) == [True]
+
+
+def test_what_has_too_little_detail_is_a_copy_of_nothing():
+    flat = signatures([Image.new("RGB", (90, 90), "grey")])
+    assert not are_copies(flat, flat).any()
+
+
+def test_the_same_under_other_light_is_another_image():
+    even, left, right = signatures([lit_from(0, 0), lit_from(30, -30), lit_from(1, -1)])[:, np.newaxis]
+    assert not are_copies(even, left)
+    assert are_copies(even, right)
 
 
 def test_groups_are_closed_under_chains():
