@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,11 +21,13 @@ from models.learning.history import to_arrow
 from models.learning.loading import ImageBatches, Part
 from models.learning.order import epoch_order, updates
 from models.learning.rates import HIGHEST, LOWEST, NoRate, steepest, sweep
+from models.learning.recipe import resolve
 from models.learning.samples import UndecodableImage
 from models.learning.schedule import rate_factor
 from models.learning.update import NonFiniteLoss
 from models.learning.whole_files import write_whole
 from models.progress import Step
+from models.settings.train import Training
 from tests.tiny_learning import Files, coloured, recipe, tiny_learner
 
 
@@ -306,9 +308,17 @@ def test_a_diverging_training_is_stopped(train_samples, val_samples):
 
 
 class Counted(Classification):
-    """Counts the images that the backbone sees."""
+    """Counts the images that the backbone sees, and keeps what the head learns from."""
 
     seen = 0
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.learned: set[bytes] = set()
+
+    def head_losses(self, features, targets):
+        self.learned |= {row.numpy().tobytes() for row in features}
+        return super().head_losses(features, targets)
 
     def features(self, images):
         self.seen += len(images)
@@ -329,6 +339,7 @@ def test_features_are_computed_once_per_image_and_view(augment, views, val_sampl
     first = fit(learner, samples, val_samples, wanted, Place(folder=tmp_path), steps.append)
     probe = 1  # whether it has features at all
     assert learner.seen == views * len(samples) + len(val_samples) + probe
+    assert len(learner.learned) == views * len(samples)  # the views differ, and take turns
     told = [step for step in steps if step.stage == "features of training images"]
     assert (told[0].done, told[-1].done, told[-1].total) == (0, views * len(samples), views * len(samples))
 
@@ -500,6 +511,25 @@ def test_bf16_learns_too(train_samples, val_samples):
 
 
 @pytest.mark.parametrize(
+    ("changes", "decided"),
+    [
+        pytest.param({"mode": "features"}, {"augment": "none", "precision": "fp32"}, id="features"),
+        pytest.param({"mode": "finetune"}, {"augment": "light", "lr": 1e-3}, id="finetune"),
+        pytest.param({"optimizer": "sgd"}, {"lr": 1e-2}, id="SGD wants larger rates"),
+        pytest.param({"lr": "auto"}, {"lr": "auto"}, id="to be found"),
+        pytest.param({"epochs": 3, "augment": "strong", "flip": False}, {"epochs": 3, "flip": False}, id="as asked"),
+    ],
+)
+def test_what_is_left_open_is_decided_by_mode(changes, decided):
+    settings = Training(model="resnet18", **changes)
+    chosen = asdict(resolve(settings, "fp32"))
+    assert chosen | decided == chosen
+    assert None not in chosen.values()
+    given = settings.model_dump(exclude_unset=True, exclude={"model"})
+    assert chosen | given == chosen  # nothing that was asked for is lost
+
+
+@pytest.mark.parametrize(
     ("asked", "mode", "groups", "has_bf16", "chosen"),
     [
         ("auto", "finetune", 1, True, "bf16"),
@@ -541,9 +571,10 @@ def test_the_history_is_a_table(train_samples, val_samples):
 
 def test_two_processes_learn_what_one_learns(train_samples, val_samples, tmp_path):
     alone, shared = tiny_learner(norm=False), tiny_learner(norm=False)
-    fit(alone, train_samples, val_samples, recipe(batch_size=8))
+    unfreezing = {"mode": "finetune", "unfreeze_epochs": 2, "lr": 0.03}
+    fit(alone, train_samples, val_samples, recipe(batch_size=8, **unfreezing))
     rows: list[dict] = []
-    wanted, place = recipe(batch_size=4), Place(devices=("cpu", "cpu"), folder=tmp_path)
+    wanted, place = recipe(batch_size=4, **unfreezing), Place(devices=("cpu", "cpu"), folder=tmp_path)
     fitted = fit(shared, train_samples, val_samples, wanted, place, on_epoch=rows.append)
     assert rows == fitted.history
     for name, value in weights(alone).items():

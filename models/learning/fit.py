@@ -128,7 +128,7 @@ class _Training:
         if part.ranks > 1 and device.type == "cuda":
             self.network = learner.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
 
-        budget = memory_budget() if place.memory_bytes is None else place.memory_bytes
+        budget = memory_budget(0.25 / part.ranks) if place.memory_bytes is None else place.memory_bytes
         share = len(train) / (len(train) + len(val))
         budgets = int(budget * share), int(budget * (1 - share))
         self.train: ImageBatches | FeatureBatches

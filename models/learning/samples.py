@@ -78,7 +78,7 @@ class PreparedImages:
         return pixels, target
 
 
-def memory_budget(share: float = 0.25) -> int:
+def memory_budget(share: float) -> int:
     """Bytes: a share of the memory that is free now, as far as the system tells, else of all there is."""
     try:
         with open("/proc/meminfo") as file:

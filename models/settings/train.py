@@ -50,9 +50,10 @@ class Training(Settings):
     image_size: Annotated[
         int | None, Field(ge=16, le=4096, description="Side of the network's input in pixels; by default the weights'.")
     ] = None
-    augment: Annotated[Augment | None, Field(description="How much training images are varied; by default light.")] = (
-        None
-    )
+    augment: Annotated[
+        Augment | None,
+        Field(description="How much training images are varied; by default light, and not at all for features."),
+    ] = None
     flip: Annotated[
         bool, Field(description="Mirror training images; switch off where left and right differ, as in text.")
     ] = True
