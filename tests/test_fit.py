@@ -1,6 +1,8 @@
 """The training loop on a tiny network: what is learned follows from recipe and samples alone."""
 
+import errno
 import math
+import os
 from collections import Counter
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.errors import PixelmillError, UsageError
+from models.errors import PixelmillError, StorageError, UsageError
 from models.learning import precision
 from models.learning.averaging import AveragedWeights
 from models.learning.checkpoint import CHECKPOINT_FILE
@@ -445,6 +447,36 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(descriptor) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"cannot write .*No space left on device; .*PIXELMILL_TRAINING"):
+        write_whole(tmp_path / "file", lambda file: file.write(b"content"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), PixelmillError, "smaller --batch-size", id="memory"),
+        pytest.param(
+            ValueError("Expected more than 1 value per channel when training"), UsageError, "2 or more", id="one image"
+        ),
+        pytest.param(ValueError("else"), ValueError, "else", id="a mistake of ours"),
+    ],
+)
+def test_what_torch_raises_is_said_for_people(fault, error, message, train_samples, val_samples):
+    class Failing(Classification):
+        def losses(self, images, targets):
+            raise fault
+
+    tiny = tiny_learner()
+    with pytest.raises(error, match=message):
+        fit(Failing(tiny.network, tiny.parts, 4, 0.0), train_samples, val_samples, recipe())
+
+
 @pytest.mark.parametrize(
     ("broken", "named"),
     [
@@ -569,12 +601,18 @@ def test_the_history_is_a_table(train_samples, val_samples):
     assert table.schema.field("epoch").type == pa.int32()
 
 
-def test_two_processes_learn_what_one_learns(train_samples, val_samples, tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="scratch"),
+        pytest.param({"mode": "finetune", "unfreeze_epochs": 2, "lr": 0.03}, id="unfreezing", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_learn_what_one_learns(changes, train_samples, val_samples, tmp_path):
     alone, shared = tiny_learner(norm=False), tiny_learner(norm=False)
-    unfreezing = {"mode": "finetune", "unfreeze_epochs": 2, "lr": 0.03}
-    fit(alone, train_samples, val_samples, recipe(batch_size=8, **unfreezing))
+    fit(alone, train_samples, val_samples, recipe(batch_size=8, **changes))
     rows: list[dict] = []
-    wanted, place = recipe(batch_size=4, **unfreezing), Place(devices=("cpu", "cpu"), folder=tmp_path)
+    wanted, place = recipe(batch_size=4, **changes), Place(devices=("cpu", "cpu"), folder=tmp_path)
     fitted = fit(shared, train_samples, val_samples, wanted, place, on_epoch=rows.append)
     assert rows == fitted.history
     for name, value in weights(alone).items():

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.errors import UsageError
+from models.errors import PixelmillError, UsageError
 from models.learning import transfer
 from models.learning.averaging import AveragedWeights
 from models.learning.checkpoint import load_checkpoint, save_checkpoint
@@ -100,8 +100,18 @@ def _fit(
     report: Report = silent,
     on_epoch: Callable[[Row], None] = lambda row: None,
 ) -> Fitted:
-    with _deterministic(device), contextlib.ExitStack() as stack:
-        return _Training(device, part, learner, train, val, recipe, place, report, on_epoch, stack).run()
+    try:
+        with _deterministic(device), contextlib.ExitStack() as stack:
+            return _Training(device, part, learner, train, val, recipe, place, report, on_epoch, stack).run()
+    except torch.OutOfMemoryError:
+        raise PixelmillError(
+            f"{device} has too little memory for batches of {recipe.batch_size}: try a smaller --batch-size, "
+            "with a larger --accumulate for the same updates, or a smaller --image-size"
+        ) from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError("a BatchNorm cannot learn from one image alone: --batch-size must be 2 or more") from None
 
 
 class _Training:
@@ -124,7 +134,7 @@ class _Training:
         self.report, self.on_epoch = report, on_epoch
         # Images arrive in this order of memory, in which convolutions are faster on CPUs, too.
         self.network = learner.network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        transfer.prepare(self.network, learner.parts, recipe.mode, recipe.batch_size)
+        transfer.prepare(self.network, learner.parts, recipe.mode)
         if part.ranks > 1 and device.type == "cuda":
             self.network = learner.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
 

@@ -47,7 +47,7 @@ _BY_MODE: dict[Mode, _Defaults] = {
     # Each variation costs another pass through the backbone, and brought nothing at 20 images per class.
     "features": _Defaults(epochs=40, batch_size=32, lr=5e-3, augment="none"),
     "finetune": _Defaults(epochs=10, batch_size=32, lr=1e-3, augment="light"),
-    "scratch": _Defaults(epochs=40, batch_size=32, lr=1e-3, augment="light"),
+    "scratch": _Defaults(epochs=40, batch_size=32, lr=3e-3, augment="light"),
 }
 _SGD_TO_ADAMW = 10.0  # plain gradients want about so much more
 

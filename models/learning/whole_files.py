@@ -6,10 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from models.errors import StorageError
+
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Puts what `write` writes at `path`, in place of what is there; a kill at any time leaves the old file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Puts what `write` writes at `path`, in place of what is there; a kill at any time leaves the old file or none.
+
+    Raises StorageError where the disk does not take it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, write)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; free some space, "
+            "or set PIXELMILL_TRAINING to a folder that has it"
+        ) from None
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     number, name = tempfile.mkstemp(dir=path.parent, prefix=".unfinished-")
     try:
         with os.fdopen(number, "wb") as file:
