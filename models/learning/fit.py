@@ -203,7 +203,7 @@ class _Training:
         recipe, part = self.recipe, self.part
         changed = transfer.set_trainable(self.network, self.learner.parts, recipe.mode, epoch, recipe.unfreeze_epochs)
         self.network.train()
-        if part.ranks > 1 and (changed or epoch == self.finished):
+        if part.ranks > 1 and (changed or not self.updater.is_shared):
             self.updater.share()
         torch.manual_seed(_mixed(recipe.seed, epoch, part.rank))  # dropout, and what else the network draws
         per_epoch = self._updates_per_epoch()

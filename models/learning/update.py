@@ -63,6 +63,11 @@ class Updater:
             self.optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether gradients are averaged over processes."""
+        return self._shared is not None
+
     def share(self) -> None:
         """Averages gradients over processes from now on; to be called again when other parameters learn."""
         self._shared = DistributedDataParallel(
