@@ -645,3 +645,33 @@ def test_progress_is_told(tmp_path):
 def test_settings_that_cannot_be(field, value):
     with pytest.raises(ValidationError):
         IngestSettings(**{"source": "/x", "name": "pets", field: value})
+
+
+def test_a_source_that_is_as_it_was_is_not_opened_again(root, monkeypatch):
+    source = folder_of(root, {"cat": 3, "dog": 3})
+    first = make(root, source)
+    put(f"{root}/labels", "unused.txt", b"")
+
+    def opened(*given: Any, **more: Any) -> Any:
+        raise AssertionError("an image was opened")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingesting, "see_images", opened)
+        again = make(root, source)
+        assert (again.dataset, again.new, again.saw, again.summary) == (first.dataset, False, first.saw, first.summary)
+        with pytest.raises(AssertionError):
+            make(root, source, seed=1)
+        with pytest.raises(AssertionError):
+            make(root, source, name="others")
+    put(f"{root}/source", "dog/new.jpg", jpeg(77))
+    assert make(root, source).images == 7
+
+
+def test_an_archive_that_is_as_it_was_is_not_unpacked_again(tmp_path, monkeypatch):
+    packed = tmp_path / "pets.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for number in range(4):
+            archive.writestr(f"{'cat' if number % 2 else 'dog'}/{number}.jpg", jpeg(number))
+    first = make(str(tmp_path), str(packed))
+    monkeypatch.setattr(ingesting, "open_tree", None)
+    assert make(str(tmp_path), str(packed)).dataset == first.dataset

@@ -40,6 +40,8 @@ def _show(ingested: "Ingested", store: str) -> None:
     flag = store_flag(store)
     name = ingested.dataset.partition("@")[0]
     print("next:")
+    print(f'  pixelmill query "from {name}_images limit 10"{flag}')
     if ingested.rejected:
         print(f'  pixelmill query "select reason, count(*) from {name}_rejects group by 1"{flag}')
-    print(f"  pixelmill train {name} --model mobilenet_v2 --name {name} --mode features{flag}")
+    if ingested.has_labels:
+        print(f"  pixelmill train {name} --model mobilenet_v2 --name {name} --mode features{flag}")

@@ -1,9 +1,11 @@
 """From a labelled source to a version of a data set: read labels, open images, check regions, split, publish."""
 
+import hashlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pyarrow as pa
@@ -18,8 +20,8 @@ from tasks.datasets.images import Kept, copy_name, put_copy, see_images
 from tasks.datasets.labelled import Labelled, LabelledImage, LabelledRegion, Reject
 from tasks.datasets.regions import check_regions
 from tasks.datasets.summary import summarise
-from tasks.datasets.tree import Tree, open_tree
-from tasks.storage import join, normalise, open_storage
+from tasks.datasets.tree import Tree, archive_state, open_annotations, open_tree
+from tasks.storage import FileState, join, normalise, open_storage
 from tasks.work import cores
 
 logger = logging.getLogger("pixelmill.datasets")
@@ -37,6 +39,7 @@ class Ingested:
     splits: dict[str, int]
     format: str
     saw: str
+    has_labels: bool  # of whole images: a classifier can be trained on it
     new: bool  # False: this version was there, and nothing was written
     summary: dict[str, Any]
 
@@ -48,7 +51,15 @@ def ingest(store: str, settings: IngestSettings, report: Report = silent) -> Ing
     nothing, StorageError; then nothing is published, and nothing that is shows.
     """
     store = normalise(store)
+    archive = archive_state(settings.source)
+    source_state = _state(settings, {"": archive}) if archive else ""
+    if archive and (found := _found(store, settings, source_state)):
+        return found
     with open_tree(settings.source, exclude=store, report=report) as tree:
+        if not archive:
+            source_state = _state(settings, tree.files | _outside(tree, settings.annotations))
+            if found := _found(store, settings, source_state):
+                return found
         report(Step("reading labels", 0, None))
         name = formats.recognise(tree, settings.annotations) if settings.format == "auto" else settings.format
         labelled = formats.reader(name).read(tree, settings.annotations)
@@ -70,12 +81,14 @@ def ingest(store: str, settings: IngestSettings, report: Report = silent) -> Ing
 
     classes = labelled.classes or tuple(sorted(set().union(*(each.labels for each in kept))))
     images, annotations, rejected = _images_table(kept), _annotations_table(kept), _rejects_table(rejects)
-    version = version_of(classes, images, annotations)
+    content = version_of(classes, images, annotations)
     dataset = Dataset(
         name=settings.name,
-        version=version,
+        version=content,
         source=tree.name,
         format=labelled.format,
+        saw=labelled.saw,
+        source_state=source_state,
         classes=classes,
         has_labels=any(each.image.label is not None for each in kept),
         has_boxes=labelled.has_boxes and annotations.num_rows > 0,
@@ -91,7 +104,7 @@ def ingest(store: str, settings: IngestSettings, report: Report = silent) -> Ing
         summary=summarise(kept, rejects, classes, near=near, moved=moved, ignored=_left_out(tree, labelled)),
     )
     report(Step("writing", 0, None))
-    existing = datasets.find_version(store, settings.name, version)
+    existing = datasets.find_version(store, settings.name, content)
     published = existing or datasets.publish(store, dataset, images, annotations, rejected)
     if existing is not None:
         logger.info("%s is already in the store", existing.reference)
@@ -102,17 +115,51 @@ def ingest(store: str, settings: IngestSettings, report: Report = silent) -> Ing
                 existing.rejected,
                 existing.reference,
             )
+    return _ingested(published, dataset, new=existing is None)
+
+
+def _state(settings: IngestSettings, files: Mapping[str, FileState]) -> str:
+    """A SHA-256 over all that decides what is made: the program, the settings, and every file as it is listed."""
+    try:
+        program = version("pixelmill")
+    except PackageNotFoundError:  # a checkout that is not installed
+        program = ""
+    digest = hashlib.sha256(f"{program} {settings.model_dump_json(exclude={'name'})}\n".encode())
+    for path, state in files.items():
+        digest.update(f"{path}\0{state.uri}\0{state.fingerprint}\0{state.bytes}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _outside(tree: Tree, annotations: str | None) -> dict[str, FileState]:
+    """The annotation files that lie elsewhere."""
+    if annotations is None:
+        return {}
+    with open_annotations(tree, annotations) as other:
+        return {f"annotations {path}": state for path, state in other.files.items()}
+
+
+def _found(store: str, settings: IngestSettings, source_state: str) -> Ingested | None:
+    """The version that was made of this very source, no image opened; None if there is none."""
+    for dataset in reversed(datasets.list_datasets(store, settings.name)):
+        if dataset.source_state == source_state:
+            logger.info("%s: the source is as it was", dataset.reference)
+            return _ingested(dataset, dataset, new=False)
+    return None
+
+
+def _ingested(published: Dataset, made: Dataset, *, new: bool) -> Ingested:
     return Ingested(
         dataset=published.reference,
         images=published.images,
         annotations=published.annotations,
-        rejected=dataset.rejected,
+        rejected=made.rejected,
         classes=list(published.classes),
         splits=published.splits,
         format=published.format,
-        saw=labelled.saw,
-        new=existing is None,
-        summary=dataset.summary,
+        saw=made.saw,
+        has_labels=published.has_labels,
+        new=new,
+        summary=made.summary,
     )
 
 

@@ -54,6 +54,12 @@ class Tree:
         return Tree(join(self.root, folder) if folder else self.root, files, self.ignored, name=name)
 
 
+def archive_state(source: str) -> FileState | None:
+    """The state of the file, if the source that a person typed is an archive."""
+    uri = normalise(source)
+    return open_storage(uri).state(uri) if is_archive(uri) and not source.endswith("/") else None
+
+
 @contextmanager
 def open_tree(
     source: str, *, exclude: str | None = None, caps: Caps = DEFAULT_CAPS, report: Report = silent
