@@ -35,9 +35,10 @@ ROOT = Path(__file__).parent.parent
 CLASSES = tuple("abcdef")
 RULE = ResizeRule("crop", 64, 64, short_side=73)
 
-# Side of the images in pixels, where it is not 64. Inception needs 75; in 152 random layers rounding grows, and less so
-# over more pixels.
-SIZES = {"inception_v3": 80, "resnet152": 128}
+# Side of the images in pixels, where it is not 64. In many random layers rounding grows, and less so over more pixels.
+SIZES = {"inception_v3": 96, "resnet152": 192}
+LR = 1e-5  # every parameter changes by about so much; many random layers that all do would answer always the same
+SPREAD = 0.1  # of each logit over the images: they differ clearly, and rounding is not magnified
 FAST = {"resnet18", "googlenet", "mobilenet_v2"}
 CLASSIFIERS = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
@@ -68,7 +69,11 @@ def beginning(name: str) -> tuple[nn.Module, Parts, Card, np.ndarray]:
     family = entry.family_module()
     network = build_untrained(lambda: family.build_for_training(entry.builder, len(CLASSES)))
     family.wake(network, card, images)
-    return network, family.parts(network, entry.builder), card, images
+    parts = family.parts(network, entry.builder)
+    learner = classification.learner(network, parts, len(CLASSES), 0.0)
+    with torch.no_grad():
+        family.head(network, parts).weight.mul_(SPREAD / learner.outputs(torch.from_numpy(images)).std(dim=0).mean())
+    return network, parts, card, images
 
 
 def copied(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -88,10 +93,10 @@ def below(modules: tuple[str, ...], names: set[str]) -> set[str]:
     return {name for name in names if name.startswith(tuple(f"{module}." for module in modules))}
 
 
-def step(network: nn.Module, parts: Parts, mode: str, images: np.ndarray, lr: float = 1e-3) -> dict[str, torch.Tensor]:
+def step(network: nn.Module, parts: Parts, mode: str, images: np.ndarray) -> dict[str, torch.Tensor]:
     """One update by a batch, as the training loop does it; gives the losses."""
     learner = task_module(Task.CLASSIFY).learner(network, parts, len(CLASSES), 0.1)
-    optimizer = torch.optim.AdamW(transfer.parameter_groups(network, parts, mode, lr, 0.1, 0.05))
+    optimizer = torch.optim.AdamW(transfer.parameter_groups(network, parts, mode, LR, 0.1, 0.05))
     torch.manual_seed(0)
     network.train()
     losses = learner.losses(torch.from_numpy(images), learner.collate([0, 1, 2, 3][: len(images)]))
