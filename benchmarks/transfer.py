@@ -1,13 +1,16 @@
 """What transfer learning is worth: the three modes of training at a few images per class, over several seeds.
 
-    python -m benchmarks.transfer                     scikit-learn's digits, 20 per class
-    python -m benchmarks.transfer --source FOLDER     any folder of one folder per class
+    npm pack emoji-datasource-google && tar xf emoji-datasource-google-*.tgz
+    python -m benchmarks.transfer --emoji ./package    pictures by their Unicode category (animals, food, flags …)
+    python -m benchmarks.transfer --source FOLDER      any folder of one folder per class
+    python -m benchmarks.transfer                      scikit-learn's digits
 
 Each seed draws other training images; the test images are the same for all. Test top-1 is that of the exported ONNX
 file, through the path that predicts in bulk.
 """
 
 import argparse
+import json
 import logging
 import shutil
 import statistics
@@ -38,10 +41,19 @@ def draw(source: Path, folder: Path, per_class: int, test_per_class: int, seed: 
                 shutil.copy(path, folder / split / label.name)
 
 
+def write_emoji(package: Path, folder: Path) -> None:
+    """The pictures of the npm package, in a folder per category; letters, digits and skin tones are left out."""
+    for emoji in json.loads((package / "emoji.json").read_text()):
+        if emoji["has_img_google"] and emoji["category"] not in ("Component", "Symbols", "People & Body"):
+            (folder / emoji["category"]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(package / "img/google/64" / emoji["image"], folder / emoji["category"])
+
+
 def main() -> None:
     """Prints one row per mode."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, help="a folder per class; by default digits")
+    parser.add_argument("--emoji", type=Path, help="the unpacked npm package emoji-datasource-google")
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--test-per-class", type=int, default=50)
     parser.add_argument("--model", default=ARCHITECTURE)
@@ -53,8 +65,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
     with tempfile.TemporaryDirectory(prefix="pixelmill-transfer-") as scratch:
-        source = arguments.source or Path(scratch, "digits")
-        if not arguments.source:
+        source = arguments.source or Path(scratch, "source")
+        if arguments.emoji:
+            write_emoji(arguments.emoji, source)
+        elif not arguments.source:
             write_digits(source)
         store = str(Path(scratch, "mill"))
         print(f"| mode | test top-1 of {arguments.seeds} seeds | mean | seconds |\n|---|---|---|---|", flush=True)
@@ -71,7 +85,7 @@ def main() -> None:
                     mode=mode,
                     weights=None if mode == "scratch" else arguments.weights,
                     image_size=arguments.image_size,
-                    flip=not (arguments.no_flip or not arguments.source),
+                    flip=bool(arguments.source or arguments.emoji) and not arguments.no_flip,
                     seed=seed,
                 )
                 results[mode].append(train(store, settings))

@@ -36,6 +36,7 @@ from tasks.table import Table, write_parquet
 log = logging.getLogger("pixelmill")
 
 _SCRATCH_TABLE = "evaluation"
+_EXACT_ENGINE: EngineName = "onnxruntime"  # its figures are kept
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,15 @@ def measure(
 
 
 def measure_all(card: Card, onnx_path: Path, store: str, dataset: Dataset, report: Report = silent) -> dict[str, Any]:
-    """The `metrics` of a card: both splits that the model did not learn from, as far as the data set has them."""
+    """The `metrics` of a card: both splits that the model did not learn from, as far as the data set has them.
+
+    By the engine that is there wherever the model goes, and exact: others may only be near to it.
+    """
     metrics: dict[str, Any] = {"dataset": dataset.reference, "temperature": None}
     for split in ("val", "test"):
         if dataset.splits.get(split):
-            metrics[split] = measure(replace(card, metrics=metrics), onnx_path, store, dataset, split, report=report)
+            measured = replace(card, metrics=metrics)
+            metrics[split] = measure(measured, onnx_path, store, dataset, split, engine=_EXACT_ENGINE, report=report)
             if split == "val":
                 metrics["temperature"] = metrics[split].get("temperature")
     return metrics
@@ -90,7 +95,8 @@ def measure_all(card: Card, onnx_path: Path, store: str, dataset: Dataset, repor
 def evaluate(store: str, settings: EvaluateSettings, report: Report = silent) -> Evaluation:
     """Measures a published model on a split, or finds what was measured before.
 
-    With a table the predictions are kept there too, and a run that was interrupted goes on where it stopped.
+    With a table the predictions are kept there too, and a run that was interrupted goes on where it stopped. Figures
+    of another engine than ONNX Runtime are not kept: they hold for one kind of machine.
     Raises UsageError, ModelError.
     """
 
@@ -105,7 +111,7 @@ def evaluate(store: str, settings: EvaluateSettings, report: Report = silent) ->
         stage = f"measuring {settings.split}"
         rows, ran_on = _predicted(store, card, prediction, images, stage, report)
         metrics = _compared(card, rows, ran_on, images, store, dataset, settings.split)
-    elif (found := find_metrics(store, card, dataset, settings.split)) is not None:
+    elif settings.engine == _EXACT_ENGINE and (found := find_metrics(store, card, dataset, settings.split)) is not None:
         log.info("%s was measured on %s before", card.reference, dataset.reference)
         return replace(evaluation, metrics=found)
     else:
@@ -120,7 +126,8 @@ def evaluate(store: str, settings: EvaluateSettings, report: Report = silent) ->
             report=report,
         )
     evaluation = replace(evaluation, metrics=metrics)
-    _keep(store, card, dataset, evaluation)
+    if settings.engine == _EXACT_ENGINE:
+        _keep(store, card, dataset, evaluation)
     return evaluation
 
 

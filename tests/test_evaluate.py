@@ -312,6 +312,15 @@ def test_nothing_is_measured_twice(store, squares, tmp_path, monkeypatch):
         evaluate(store, EvaluateSettings(model="colours", dataset="squares", split="val"))
 
 
+def test_the_figures_of_another_engine_are_not_kept(store, squares, tmp_path):
+    card = publish_colour_model(store, tmp_path)
+    found = evaluate(store, EvaluateSettings(model="colours", dataset="squares", engine="openvino"))
+    assert found.metrics["engine"].startswith("openvino")
+    assert not Path(store, "models", "colours", card.version, "evaluations").exists()
+    exact = evaluate(store, EvaluateSettings(model="colours", dataset="squares"))
+    assert exact.metrics["engine"] == "onnxruntime cpu fp32"
+
+
 def test_what_training_measured_is_found_in_the_card(store, squares, tmp_path, monkeypatch):
     path = write_colour_model(tmp_path / "model.onnx")
     card = replace(colour_card(), metrics={"dataset": squares.reference, "test": {"top1": 0.5}})

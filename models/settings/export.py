@@ -45,8 +45,8 @@ class EvaluateSettings(Settings):
         ),
     ] = None
     engine: Annotated[
-        Engine, Field(description="What runs the model; auto takes the fastest that agrees with PyTorch.")
-    ] = "auto"
+        Engine, Field(description="What runs the model: onnxruntime answers exactly; auto takes what predict would.")
+    ] = "onnxruntime"
     device: Annotated[Device, Field(description="auto takes a GPU when the installed engine can use one.")] = "auto"
 
 
