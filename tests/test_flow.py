@@ -1,4 +1,4 @@
-"""predict as a Prefect flow: embedded, on a server, from a deployment. The only file that starts a Prefect server."""
+"""The Prefect flows: embedded, on a server, from a deployment. The only file that starts a Prefect server."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from PIL import Image
 from models.errors import ModelError
 from models.settings.common import StoreSettings
 from models.settings.predict import PredictSettings
+from tasks.digits import write_digits
 from tasks.server import ENVIRONMENT
 from tasks.verify import verify
 from tests.tiny_models import publish_classifier
@@ -290,6 +291,62 @@ def test_the_history_of_an_embedded_run_is_complete(mill, embedded, server):
 
 def test_the_end_of_an_interrupted_run_is_recorded(interrupted, server):
     assert server.flow_run("interrupted")["state_type"] in ("CRASHED", "CANCELLED")
+
+
+@pytest.fixture(scope="module")
+def chained(mill, server) -> dict[str, Any]:
+    """What two runs of `pipeline` over a few digits gave, recorded on the server."""
+    digits = mill.folder / "digits"
+    write_digits(digits, per_class=10)
+    arguments = (str(digits), "--name", "digits", "--images", str(digits), "--table", "read")
+    training = ("--model", "resnet18", "--mode", "scratch", "--image-size", "32", "--epochs", "2", "--batch-size", "8")
+    environment = mill.environment(
+        PREFECT_API_URL=server.url, PIXELMILL_TRAINING=str(mill.folder / "training"), OMP_NUM_THREADS="1"
+    )
+    results = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "flows", "pipeline", *arguments, *training, "--store", mill.store, "--json"],
+            capture_output=True,
+            text=True,
+            cwd=mill.folder,
+            env=environment,
+            timeout=4 * PATIENCE_S,
+        )
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout))
+    return {"first": results[0], "second": results[1]}
+
+
+def test_the_whole_chain_is_recorded(mill, chained, server):
+    first = chained["first"]
+    assert (first["ingest"]["images"], first["ingest"]["rejected"], first["predict"]["rows"]) == (100, 0, 100)
+    assert first["train"]["model"] == first["export"]["model"] == first["predict"]["model"]
+    assert first["evaluate"]["metrics"]["images"] == first["ingest"]["splits"]["test"]
+    runs = server.ask(
+        "flow_runs/filter", flow_runs={"name": {"any_": ["digits: resnet18 → read"]}}, sort="START_TIME_ASC"
+    )
+    assert [run["state_name"] for run in runs] == ["Completed", "Completed"]
+    tasks = server.task_runs(runs[0])
+    assert {name: tasks[name] for name in ("ingest", "train", "export", "evaluate")} == dict.fromkeys(
+        ("ingest", "train", "export", "evaluate"), "Completed"
+    )
+    artifacts = server.artifacts(runs[0])
+    curves = json.loads(artifacts["digits-curves"]["data"])
+    assert [row["epoch"] for row in curves] == [1, 2]
+    assert {"train_loss", "val_top1", "lr"} <= curves[0].keys()
+    assert {"ingest-progress", "train-progress"} <= artifacts.keys()
+    inner = [run for run in server.ask("flow_runs/filter") if run["name"].startswith("read ← digits")]
+    assert [run["state_name"] for run in inner] == ["Completed", "Completed"]
+    assert verify(mill.store, "read").problems == []
+
+
+def test_the_chain_again_does_nothing(chained):
+    first, second = chained["first"], chained["second"]
+    assert (second["ingest"]["new"], second["train"]["new"], second["predict"]["rows"]) == (False, False, 0)
+    for step, name in (("ingest", "dataset"), ("train", "model"), ("export", "model")):
+        assert second[step][name] == first[step][name]
+    assert second["evaluate"] == first["evaluate"]
 
 
 @pytest.mark.parametrize("by", ["environment", "profile"])
