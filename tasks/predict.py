@@ -87,8 +87,8 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
     `on_listed` hears the number of images listed so far. Raises UsageError, StorageError.
     """
     store = normalise(store)
-    source = source_uri(store, settings.source)
     card = registry.check_exported(registry.resolve(store, settings.model))
+    source = source_uri(store, settings.source)
     results = result_settings(settings, card.task)
     card.threshold(settings.score)
     table = Table(store, settings.table)
