@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--weights", default=str(weights_file() or "imagenet"))
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--no-flip", action="store_true", help="left and right differ, as in digits")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -77,7 +78,7 @@ def main() -> None:
             drawn = Path(scratch, f"drawn-{seed}")
             draw(source, drawn, arguments.per_class, arguments.test_per_class, seed)
             dataset = ingest(store, IngestSettings(source=str(drawn), name=f"drawn{seed}", format="folder")).dataset
-            for mode in MODES:
+            for mode in arguments.modes:
                 settings = TrainSettings(
                     dataset=dataset,
                     model=arguments.model,
@@ -89,7 +90,7 @@ def main() -> None:
                     seed=seed,
                 )
                 results[mode].append(train(store, settings))
-        for mode in MODES:
+        for mode in arguments.modes:
             top1 = [trained.metrics["test"]["top1"] for trained in results[mode]]
             seconds = statistics.median(trained.seconds for trained in results[mode])
             shown = " ".join(f"{value:.3f}" for value in top1)

@@ -196,7 +196,7 @@ def _train(
     from models.learning.learner import task_module
 
     task = task_module(plan.card.task)
-    learner = task.learner(plan.network, plan.parts, len(plan.card.labels), plan.recipe.label_smoothing)
+    learner = task.learner(plan.network, plan.parts, plan.card, plan.recipe)
     augmentation = task.augmentation(plan.recipe.augment, plan.card.input, plan.recipe.flip)
     folder = training_folder(plan.key)
     if not settings.resume:

@@ -20,7 +20,6 @@ from models.dataset import IMAGES_SCHEMA
 from models.errors import UsageError
 from models.imaging.geometry import ResizeRule
 from models.learning import classification, transfer
-from models.learning.learner import task_module
 from models.nets import classifiers
 from models.nets.parts import Parts
 from models.nets.pretrained import pretrained
@@ -70,7 +69,7 @@ def beginning(name: str) -> tuple[nn.Module, Parts, Card, np.ndarray]:
     network = build_untrained(lambda: family.build_for_training(entry.builder, len(CLASSES)))
     family.wake(network, card, images)
     parts = family.parts(network, entry.builder)
-    learner = classification.learner(network, parts, len(CLASSES), 0.0)
+    learner = classification.Classification(network, parts, len(CLASSES), 0.0)
     with torch.no_grad():
         family.head(network, parts).weight.mul_(SPREAD / learner.outputs(torch.from_numpy(images)).std(dim=0).mean())
     return network, parts, card, images
@@ -95,7 +94,7 @@ def below(modules: tuple[str, ...], names: set[str]) -> set[str]:
 
 def step(network: nn.Module, parts: Parts, mode: str, images: np.ndarray) -> dict[str, torch.Tensor]:
     """One update by a batch, as the training loop does it; gives the losses."""
-    learner = task_module(Task.CLASSIFY).learner(network, parts, len(CLASSES), 0.1)
+    learner = classification.Classification(network, parts, len(CLASSES), 0.1)
     optimizer = torch.optim.AdamW(transfer.parameter_groups(network, parts, mode, LR, 0.1, 0.05))
     torch.manual_seed(0)
     network.train()
@@ -115,7 +114,7 @@ def test_a_classifier_learns_in_each_mode_and_is_exported(name, tmp_path, monkey
     everything = set(start)
 
     # What the head is given comes out of a frozen network as it did before, and the head makes the answer of it.
-    learner = task_module(card.task).learner(network, parts, len(CLASSES), 0.0)
+    learner = classification.Classification(network, parts, len(CLASSES), 0.0)
     with torch.no_grad():
         answers = learner.outputs(torch.from_numpy(images))
         assert torch.equal(learner.head_outputs(learner.features(torch.from_numpy(images))), answers)
@@ -254,7 +253,7 @@ def test_a_stage_that_waits_is_frozen_whatever_train_is_called_and_learns_when_i
 def test_nothing_of_a_frozen_backbone_is_dropped_at_random():
     # EfficientNet leaves out whole blocks by chance, and drops what its head is given.
     network, parts, _, images = beginning("efficientnet_b0")
-    learner = classification.learner(network, parts, len(CLASSES), 0.0)
+    learner = classification.Classification(network, parts, len(CLASSES), 0.0)
     transfer.prepare(network, parts, "features")
     network.train()
     with torch.no_grad():
@@ -393,7 +392,7 @@ def test_an_image_without_a_class_is_named(label, message):
 
 def test_scores_are_those_of_all_batches_together(network, parts):
     def scored(num_classes: int, *batches: tuple[list[int], list[int]]) -> dict[str, float]:
-        scores = classification.learner(network, parts, num_classes, 0.1).scores()
+        scores = classification.Classification(network, parts, num_classes, 0.1).scores()
         for best, targets in batches:
             logits = torch.arange(0, -num_classes, -1).repeat(len(best), 1).float()  # the second best is class 0
             logits[range(len(best)), best] = 1.0
@@ -409,7 +408,7 @@ def test_scores_are_those_of_all_batches_together(network, parts):
 
 
 def test_training_sees_what_the_exported_graph_sees(network, parts, images):
-    learner = classification.learner(network.eval(), parts, len(CLASSES), 0.1)
+    learner = classification.Classification(network.eval(), parts, len(CLASSES), 0.1)
     card = Card("a", "", Task.CLASSIFY, "mobilenet_v3_small", CLASSES, RULE)
     with torch.no_grad():
         probabilities = classifiers.graph(network, card)(torch.from_numpy(images))

@@ -10,8 +10,10 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from models.card import Card
 from models.errors import UsageError
 from models.learning.augment import augmentation
+from models.learning.recipe import Recipe
 from models.nets import classifiers
 from models.nets.normalisation import Normalise
 from models.nets.parts import Parts
@@ -34,9 +36,9 @@ def targets(images: pa.Table, annotations: pa.Table, classes: Sequence[str]) -> 
     return found
 
 
-def learner(network: nn.Module, parts: Parts, num_classes: int, label_smoothing: float) -> "Classification":
+def learner(network: nn.Module, parts: Parts, card: Card, recipe: Recipe) -> "Classification":
     """See models.learning.learner."""
-    return Classification(network, parts, num_classes, label_smoothing)
+    return Classification(network, parts, len(card.labels), recipe.label_smoothing)
 
 
 class Classification:

@@ -13,7 +13,7 @@ from models.records import Task
 # Task → the module of models.learning with its functions:
 #   targets(images, annotations, classes) → one target per row of `images` (Arrow tables of models.dataset)
 #   augmentation(name, rule, flip) → see models.learning.augment
-#   learner(network, parts, num_classes, label_smoothing) → a Learner
+#   learner(network, parts, card, recipe) → a Learner
 LEARNERS: dict[Task, str] = {Task.CLASSIFY: "classification"}
 
 

@@ -41,13 +41,16 @@ class _Defaults:
     batch_size: int
     lr: float  # of AdamW
     augment: Augment
+    label_smoothing: float
 
 
 _BY_MODE: dict[Mode, _Defaults] = {
-    # Each variation costs another pass through the backbone, and brought nothing at 20 images per class.
-    "features": _Defaults(epochs=40, batch_size=32, lr=5e-3, augment="none"),
-    "finetune": _Defaults(epochs=10, batch_size=32, lr=1e-3, augment="light"),
-    "scratch": _Defaults(epochs=40, batch_size=32, lr=3e-3, augment="light"),
+    # Each variation costs another pass through the backbone, and brought nothing at 20 images per class. A head alone
+    # does not overfit so much that smoothing pays: MobileNetV2 on 1,449 digits answers as well without, and its
+    # calibration error is .02 instead of .16.
+    "features": _Defaults(epochs=40, batch_size=32, lr=5e-3, augment="none", label_smoothing=0.0),
+    "finetune": _Defaults(epochs=10, batch_size=32, lr=1e-3, augment="light", label_smoothing=0.1),
+    "scratch": _Defaults(epochs=40, batch_size=32, lr=3e-3, augment="light", label_smoothing=0.1),
 }
 _SGD_TO_ADAMW = 10.0  # plain gradients want about so much more
 
@@ -70,7 +73,7 @@ def resolve(settings: Training, precision: Arithmetic) -> Recipe:
         optimizer=settings.optimizer,
         weight_decay=settings.weight_decay,
         warmup_epochs=settings.warmup_epochs,
-        label_smoothing=settings.label_smoothing,
+        label_smoothing=defaults.label_smoothing if settings.label_smoothing is None else settings.label_smoothing,
         accumulate=settings.accumulate,
         clip_norm=settings.clip_norm,
         ema=settings.ema,

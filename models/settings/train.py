@@ -60,7 +60,10 @@ class Training(Settings):
     optimizer: Annotated[Literal["adamw", "sgd"], Field(description="How weights are updated.")] = "adamw"
     weight_decay: Annotated[float, Field(ge=0, description="Of weights, not of biases and norms.")] = 0.05
     warmup_epochs: Annotated[float, Field(ge=0, description="The rate rises so long, then falls as a cosine.")] = 1.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="Share of each target spread over classes.")] = 0.1
+    label_smoothing: Annotated[
+        float | None,
+        Field(ge=0, lt=1, description="Share of each target spread over classes; by default .1, for features 0."),
+    ] = None
     accumulate: Annotated[int, Field(ge=1, description="Batches per update of the weights.")] = 1
     clip_norm: Annotated[float, Field(ge=0, description="Largest norm of the gradient; 0: no limit.")] = 1.0
     ema: Annotated[
