@@ -299,6 +299,7 @@ def test_demo(mill, capsys, monkeypatch):
 
     monkeypatch.setattr(adopt, "import_model", lambda source, name, store, weights: resolve(store, "tiny"))
     monkeypatch.setattr(digits, "write_digits", partial(digits.write_digits, per_class=10))
+    monkeypatch.setattr("flows.commands.demo.NUM_SCENES", 3)
     monkeypatch.setenv("PIXELMILL_TRAINING", str(mill / "training"))
     assert main(["demo", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

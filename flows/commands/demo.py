@@ -21,6 +21,7 @@ log = logging.getLogger("pixelmill")
 
 PHOTOS_TABLE, DIGITS_TABLE = "demo", "demo_digits"
 NAME = "digits"  # of the data set and the model
+SCENES, NUM_SCENES = "scenes", 120
 # Small images need no large input: the digits have 8×8 pixels, and a quarter of the work is left.
 IMAGE_SIZE = 112
 TOP_LABELS = f"""\
@@ -33,7 +34,13 @@ from {DIGITS_TABLE} join {NAME}_images as truth using (image) where split = 'tes
 
 
 @command("demo")
-def demo(store: StoreSettings, *, photos: Path = Path("demo-photos"), digits: Path = Path("demo-digits")) -> Outcome:
+def demo(
+    store: StoreSettings,
+    *,
+    photos: Path = Path("demo-photos"),
+    digits: Path = Path("demo-digits"),
+    scenes: Path = Path("demo-scenes"),
+) -> Outcome:
     """The whole chain on real images that packages ship, offline, in minutes.
 
     For example:
@@ -42,19 +49,21 @@ def demo(store: StoreSettings, *, photos: Path = Path("demo-photos"), digits: Pa
 
     Predicts photographs with a pretrained MobileNetV2 into the table `demo`. Then makes
     a data set of 1,797 handwritten digits, trains MobileNetV2's head on them, exports
-    and measures it, and predicts all of them into the table `demo_digits`. A second
-    demo finds everything done.
+    and measures it, and predicts all of them into the table `demo_digits`. Photographs
+    with digits on them become the data set `scenes`, with boxes and masks. A second demo
+    finds everything done.
 
     Args:
         photos: The folder that receives the photographs.
         digits: The folder that receives the digits.
+        scenes: The folder that receives photographs with digits on them.
     """
     from flows.console import watching
     from flows.order import predict_directly
     from tasks import demo as shipped
     from tasks.adopt import import_model
     from tasks.datasets.ingest import ingest
-    from tasks.digits import write_digits
+    from tasks.digits import write_digits, write_scenes
     from tasks.query import ask
     from tasks.train import train
 
@@ -73,6 +82,11 @@ def demo(store: StoreSettings, *, photos: Path = Path("demo-photos"), digits: Pa
         photographs = predict_directly(store.store, settings, watch)
         say(4, f"{write_digits(digits):,} digits in {digits}, a folder per class: ingest")
         dataset = ingest(store.store, IngestSettings(source=str(digits), name=NAME), watch.step)
+        objects = write_scenes(scenes, NUM_SCENES)
+        log.info(
+            "%s", f"    {NUM_SCENES} photographs with {objects} digits on them in {scenes}, labelled as COCO: ingest"
+        )
+        with_objects = ingest(store.store, IngestSettings(source=str(scenes), name=SCENES), watch.step)
         say(5, f"training the head of {shipped.ARCHITECTURE} on {dataset.dataset}; export, comparison, metrics")
         trained = train(
             store.store,
@@ -104,6 +118,7 @@ def demo(store: StoreSettings, *, photos: Path = Path("demo-photos"), digits: Pa
             "trained": trained.model,
             "metrics": trained.metrics,
             "digits": _rows(by_digit),
+            "scenes": with_objects.dataset,
         }
 
     return Outcome(result, lambda: _show(top, by_digit, photographs, trained, photos, seconds, store.store))
@@ -140,6 +155,7 @@ def _show(
         (f"evaluate {NAME} {NAME}", "every figure, class by class"),
         (f"export {NAME} --precision int8", "a quarter of the size; published only if it is as good"),
         (f"verify {DIGITS_TABLE}", ""),
+        (f'query "select label, count(*) from {SCENES}_annotations group by 1"', ""),
         ("ls", ""),
         ("ingest FOLDER --name NAME", "your own images: one folder per class, COCO, VOC, YOLO or masks"),
     ):
