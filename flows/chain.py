@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from tasks.datasets.ingest import Ingested
     from tasks.evaluate import Evaluation
     from tasks.export import Exported
-    from tasks.train import Trained
-
     from tasks.predict import Summary
+    from tasks.train import Trained
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from typing import Any
 
 import prefect.runtime
 from prefect import flow
-from tasks.evaluate import evaluate as evaluate_model
 
 from flows.artifacts import put_metrics
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
 from models.settings.common import StoreSettings
 from models.settings.export import EvaluateSettings
+from tasks.evaluate import evaluate as evaluate_model
 
 evaluate_step = recorded_step("evaluate", evaluate_model)
 

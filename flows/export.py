@@ -4,12 +4,12 @@ from typing import Any
 
 import prefect.runtime
 from prefect import flow
-from tasks.export import export as export_model
 
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
 from models.settings.common import StoreSettings
 from models.settings.export import ExportSettings
+from tasks.export import export as export_model
 
 export_step = recorded_step("export", export_model)
 

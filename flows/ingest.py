@@ -4,14 +4,14 @@ from typing import Any
 
 import prefect.runtime
 from prefect import flow
-from tasks.datasets.ingest import Ingested
-from tasks.datasets.ingest import ingest as make_dataset
 
 from flows.artifacts import put_facts
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
 from models.settings.common import StoreSettings
 from models.settings.ingest import IngestSettings
+from tasks.datasets.ingest import Ingested
+from tasks.datasets.ingest import ingest as make_dataset
 
 ingest_step = recorded_step("ingest", make_dataset)
 

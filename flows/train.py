@@ -4,8 +4,6 @@ from typing import Any
 
 import prefect.runtime
 from prefect import flow
-from tasks.train import Trained
-from tasks.train import train as train_model
 
 from flows.artifacts import put_metrics, put_table
 from flows.parameters import flat
@@ -13,6 +11,8 @@ from flows.recording import log_to_prefect, recorded_step
 from models.progress import Report
 from models.settings.common import StoreSettings
 from models.settings.train import TrainSettings
+from tasks.train import Trained
+from tasks.train import train as train_model
 
 
 def _train(store: str, settings: TrainSettings, report: Report) -> Trained:
