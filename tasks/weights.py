@@ -190,7 +190,8 @@ def apply_start(
     """Loads the weights to start from into a network that is to tell `labels` apart; True if its head stays as new.
 
     The head is taken over only from weights that answer the very same labels, or, where nobody knows what they answer,
-    as many. Everything else must fit completely: raises UsageError that names what does not.
+    as many; the neck from those that have one. Everything else must fit completely: raises UsageError that names what
+    does not.
     """
     if start.state is None:
         return True
@@ -203,6 +204,9 @@ def apply_start(
     if is_new:
         state = {name: value for name, value in state.items() if name not in of_heads}
         state |= {name: own[name] for name in of_heads}
+    of_neck = [name for name in own if name.startswith(tuple(f"{module}." for module in parts.neck))]
+    if not any(name in state for name in of_neck):
+        state = state | {name: own[name] for name in of_neck}
     apply_state(network, state, ignored_prefixes, what)
     return is_new
 

@@ -350,9 +350,9 @@ def test_only_matrices_and_kernels_decay(name):
 
 
 def test_parts_that_leave_something_out_are_refused(network, parts):
-    with pytest.raises(ValueError, match="head and stages hold"):
+    with pytest.raises(ValueError, match="head, neck and stages hold"):
         transfer.prepare(network, Parts(parts.head, parts.stages[1:]), "finetune")
-    with pytest.raises(ValueError, match="head and stages hold"):
+    with pytest.raises(ValueError, match="head, neck and stages hold"):
         transfer.prepare(network, Parts(parts.head, (*parts.stages, parts.stages[0])), "finetune")
 
 

@@ -163,7 +163,7 @@ class _Training:
             self.network, learner.parts, recipe.mode, 1.0, recipe.backbone_lr_factor, recipe.weight_decay
         )
         # A frozen backbone stays as it is, and need not be kept.
-        self.kept = learner.parts.head if recipe.mode == "features" else None
+        self.kept = learner.parts.head + learner.parts.neck if recipe.mode == "features" else None
         self.groups = [{**group, "factor": group["lr"]} for group in groups]
         self.losses = Losses(learner, self.from_features)
         self.names = train.names

@@ -1,7 +1,7 @@
 """Transfer learning: what of a network learns in each mode, when, and how fast.
 
-features: the head learns; the backbone gives what it gave before, bit for bit.
-finetune: all weights learn, the head at the full rate and the backbone's stages the slower the nearer to the input
+features: the head and the neck learn; the backbone gives what it gave before, bit for bit.
+finetune: all weights learn, head and neck at the full rate and the backbone's stages the slower the nearer to the input
 (discriminative rates; Howard and Ruder, arXiv 1801.06146, section 3.2), at once or unfrozen from the head down (gradual
 unfreezing, section 3.3). The statistics of pretrained BatchNorms stay, only their scales and shifts learn: otherwise a
 training of some hundred steps is evaluated with statistics that are neither the old ones nor those of the new weights,
@@ -40,12 +40,12 @@ _NEW = "norms_without_statistics"
 def prepare(network: nn.Module, parts: Parts, mode: Mode) -> None:
     """Makes a network that has its starting weights ready for `set_trainable` and for training; once per training.
 
-    Raises ValueError unless head and stages together hold every parameter once.
+    Raises ValueError unless head, neck and stages together hold every parameter once.
     """
     held = [id(parameter) for name in _names(parts) for parameter in network.get_submodule(name).parameters()]
     missing = {id(parameter) for parameter in network.parameters()} - set(held)
     if missing or len(held) != len(set(held)):
-        raise ValueError(f"head and stages hold {len(held)} parameters, {len(set(held))} of them once; {parts}")
+        raise ValueError(f"head, neck and stages hold {len(held)} parameters, {len(set(held))} of them once; {parts}")
     norms = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
     new = {name for name, norm in norms.items() if not _has_statistics(norm)}
     for norm in norms.values():
@@ -59,8 +59,8 @@ def prepare(network: nn.Module, parts: Parts, mode: Mode) -> None:
 def set_trainable(network: nn.Module, parts: Parts, mode: Mode, epoch: int, unfreeze_epochs: int) -> bool:
     """Freezes and unfreezes for an epoch, counted from 0; to be called before each. True if what learns has changed.
 
-    With `unfreeze_epochs` the first epoch is the head's alone, then stage after stage joins, the last ones first, until
-    the whole network learns from epoch `unfreeze_epochs` on.
+    With `unfreeze_epochs` the first epoch is the head's and the neck's alone, then stage after stage joins, the last
+    ones first, until the whole network learns from epoch `unfreeze_epochs` on.
     """
     learning = num_learning_stages(len(parts.stages), mode, epoch, unfreeze_epochs)
     frozen = parts.stages[: len(parts.stages) - learning]
@@ -96,7 +96,7 @@ def parameter_groups(
     When fine-tuning the rates fall geometrically from `lr` at the head to `lr * backbone_lr_factor` at the first stage.
     Biases, norms and scales per channel have no weight decay.
     """
-    groups = [("head", lr, parts.head)]
+    groups = [("head", lr, parts.head), ("neck", lr, parts.neck)]
     if mode != "features":
         factor = 1.0 if mode == "scratch" else backbone_lr_factor
         count = len(parts.stages)
@@ -120,7 +120,7 @@ def _parameters(network: nn.Module, modules: tuple[str, ...]) -> Iterator[tuple[
 
 
 def _names(parts: Parts) -> tuple[str, ...]:
-    return (*parts.head, *(name for stage in parts.stages for name in stage))
+    return (*parts.head, *parts.neck, *(name for stage in parts.stages for name in stage))
 
 
 def _has_statistics(norm: _BatchNorm) -> bool:
