@@ -11,6 +11,8 @@ class Task(StrEnum):
 
     CLASSIFY = "classify"
     DETECT = "detect"
+    INSTANCE = "instance"
+    SEMANTIC = "semantic"
 
 
 class Status(StrEnum):
@@ -42,11 +44,14 @@ PLAN_SCHEMA = LISTING_SCHEMA.append(pa.field("attempt", pa.int32())).append(pa.f
 
 _LABEL = [("label", pa.string()), ("score", pa.float32())]
 _BOX = [(name, pa.float32()) for name in ("x_min", "y_min", "x_max", "y_max")]
+_MASK = [("area", pa.float32()), ("mask", pa.string())]  # pixels that are on; COCO compressed RLE counts
 
-# The result column of each task; boxes are in pixels of the oriented original image.
+# The result column of each task; boxes and masks are in pixels of the oriented original image, `height` by `width`.
 RESULT_FIELDS: dict[Task, list[pa.Field]] = {
     Task.CLASSIFY: [pa.field("labels", pa.list_(pa.struct(_LABEL)))],
     Task.DETECT: [pa.field("objects", pa.list_(pa.struct(_LABEL + _BOX)))],
+    Task.INSTANCE: [pa.field("objects", pa.list_(pa.struct(_LABEL + _BOX + _MASK)))],
+    Task.SEMANTIC: [pa.field("segments", pa.list_(pa.struct(_LABEL[:1] + _MASK)))],
 }
 
 

@@ -30,6 +30,8 @@ from tasks.work import work as work_through
 RESULT_SETTINGS: dict[Task, tuple[str, ...]] = {
     Task.CLASSIFY: ("top_k", "max_pixels"),
     Task.DETECT: ("score", "max_pixels"),
+    Task.INSTANCE: ("score", "max_pixels"),
+    Task.SEMANTIC: ("max_pixels",),
 }
 
 

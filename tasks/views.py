@@ -2,7 +2,7 @@
 
 T            the newest row per image and model
 T_all        every row; an image that changed, or was tried again, has several
-T_labels     one row per label of T, T_objects one row per object
+T_labels     one row per label of T, T_objects one row per object, T_segments one row per class found
 D_images     the images of the newest version of the data set D; D_annotations, D_rejects likewise
 models       one row per version of a model
 datasets     one row per version of a data set
@@ -30,7 +30,7 @@ from tasks.table import Table
 OF_DATASET = {"images": IMAGES_FILE, "annotations": ANNOTATIONS_FILE, "rejects": REJECTS_FILE}
 
 # The columns that hold findings; each is unrolled by the view of that suffix.
-FINDINGS = [field.name for fields in RESULT_FIELDS.values() for field in fields]
+FINDINGS = list(dict.fromkeys(field.name for fields in RESULT_FIELDS.values() for field in fields))
 
 MODELS_SCHEMA = pa.schema(
     [

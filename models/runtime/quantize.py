@@ -27,6 +27,8 @@ _AROUND = ("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool
 INT8_OPERATORS: dict[Task, tuple[str, ...]] = {
     Task.CLASSIFY: (*_LAYERS, *_AROUND),
     Task.DETECT: ("Conv",),  # coordinates need more than 256 steps
+    Task.INSTANCE: ("Conv",),
+    Task.SEMANTIC: (*_LAYERS, *_AROUND),
 }
 HALF_MAX = 65_504.0
 _SENSITIVE_SHARE = 0.1  # of the quantised tensors; the layers around the worst of them go back to fp32
