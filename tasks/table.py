@@ -212,6 +212,8 @@ ENCODINGS = {
     "image": "DELTA_BYTE_ARRAY",
     "fingerprint": "DELTA_LENGTH_BYTE_ARRAY",
     "sha256": "DELTA_LENGTH_BYTE_ARRAY",
+    "objects.list.element.mask": "DELTA_LENGTH_BYTE_ARRAY",
+    "segments.list.element.mask": "DELTA_LENGTH_BYTE_ARRAY",
 }
 
 

@@ -10,8 +10,12 @@ def boxes_xyxy_to_original(boxes_xyxy: NDArray[np.float32], geometry: Geometry) 
     """Boxes [n, 4] in pixels of the model's input → [n, 4] in pixels of the oriented original, clipped to it."""
     if len(boxes_xyxy) == 0:
         return np.empty((0, 4), np.float32)
+    size = np.array([geometry.width, geometry.height] * 2)
+    return np.clip(whole_boxes_xyxy(boxes_xyxy, geometry), 0.0, size).astype(np.float32)
+
+
+def whole_boxes_xyxy(boxes_xyxy: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float64]:
+    """The same [n, 4], not clipped: a mask that is relative to its box is stretched over the whole of it."""
     offset = np.array([geometry.offset_x, geometry.offset_y] * 2)
     scale = np.array([geometry.scale_x, geometry.scale_y] * 2)
-    size = np.array([geometry.width, geometry.height] * 2)
-    original = (np.asarray(boxes_xyxy, np.float64) - offset) / scale  # in double: 1/scale may be large
-    return np.clip(original, 0.0, size).astype(np.float32)
+    return (np.asarray(boxes_xyxy, np.float64) - offset) / scale  # in double: 1/scale may be large

@@ -22,6 +22,23 @@ def encode(mask: NDArray[np.bool_]) -> str:
     return str(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii"))
 
 
+def counts_of(runs: NDArray[np.int64]) -> str:
+    """Counts of runs, off first; the runs are right by construction, and only the first may be zero."""
+    numbers = runs.astype(np.int64)
+    numbers[3:] -= runs[1:-2]  # from the fourth on, the difference to the run before the last
+    lengths = np.ones(len(numbers), np.int64)  # characters
+    for length in range(1, _LONGEST_NUMBER):
+        most = 1 << 5 * length - 1  # what 5 bits a character hold, with a sign
+        longer = (numbers < -most) | (numbers >= most)
+        if not longer.any():
+            break
+        lengths += longer
+    position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    code = np.repeat(numbers, lengths) >> 5 * position & 0x1F
+    code[position < np.repeat(lengths, lengths) - 1] |= 0x20
+    return (code + _FIRST).astype(np.uint8).tobytes().decode("ascii")
+
+
 def decode(counts: str, height: int, width: int) -> NDArray[np.bool_]:
     """The mask [height, width]. Raises ValueError where the counts are not those of a mask of this size."""
     runs = runs_of(counts, height, width)

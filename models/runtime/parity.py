@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MIN_IMAGES = 5
 _ODD_BATCH = 3
+_MATCHED = ("rows", "labels", "scores", "boxes_xyxy")
 
 # Log-probabilities are compared down to here; below, rounding is all there is.
 _SMALLEST_PROBABILITY = 1e-6
@@ -71,6 +72,40 @@ def compare_detections(
 
     A box may lack one if its score is, within the tolerance, the lowest that is reported.
     """
+    compared, _, largest = _match(expected, actual, tolerance, card)
+    return compared, largest
+
+
+def compare_instances(
+    expected: Outputs, actual: Outputs, tolerance: Mapping[str, float], card: Card
+) -> tuple[int, dict[str, float]]:
+    """As `compare_detections`, and the masks of the boxes that match, mask by mask.
+
+    `masks` is the largest mean difference of one mask, `mask_pixels` the largest share of one mask's pixels that passed
+    a half.
+    """
+    compared, pairs, largest = _match(expected, actual, tolerance, card)
+    want, got = (outputs["masks"][list(rows)] for outputs, rows in ((expected, pairs[0]), (actual, pairs[1])))
+    changed = (want > 0.5) != (got > 0.5)  # [matched, m, m]
+    largest["masks"] = float(np.abs(want - got).mean(axis=(1, 2)).max(initial=0.0))
+    largest["mask_pixels"] = float(changed.mean(axis=(1, 2)).max(initial=0.0))
+    return compared, largest
+
+
+def compare_class_maps(
+    expected: Outputs, actual: Outputs, tolerance: Mapping[str, float], card: Card
+) -> tuple[int, dict[str, float]]:
+    """`pixels` is the largest share of one image's pixels whose class changed; two classes may tie in some."""
+    want, got = expected["class_map"], actual["class_map"]  # [batch, h, w]
+    differ = bool((want != want[0, 0, 0]).any())  # else the network is asleep, and nothing was compared
+    return len(want) if differ else 0, {"pixels": float((want != got).mean(axis=(1, 2)).max())}
+
+
+def _match(
+    expected: Outputs, actual: Outputs, tolerance: Mapping[str, float], card: Card
+) -> tuple[int, tuple[list[int], list[int]], dict[str, float]]:
+    """How many objects were compared, the rows of those that match on each side, and the largest differences."""
+    pairs: tuple[list[int], list[int]] = ([], [])
     compared, unmatched = 0, 0
     largest = {"scores": 0.0, "boxes_xyxy": 0.0}
     for image in np.union1d(expected["batch_index"], actual["batch_index"]):
@@ -78,7 +113,7 @@ def compare_detections(
         left = list(range(len(got["scores"])))
         compared += len(want["scores"])
         missing = []  # scores of boxes without a counterpart, of either side
-        for label, score, box in zip(want["labels"], want["scores"], want["boxes_xyxy"], strict=True):
+        for row, label, score, box in zip(*(want[name] for name in _MATCHED), strict=True):
             near = [
                 (float(np.abs(got["boxes_xyxy"][k] - box).max()), k)
                 for k in left
@@ -89,6 +124,8 @@ def compare_detections(
                 missing.append(score)
                 continue
             left.remove(k)
+            pairs[0].append(row)
+            pairs[1].append(got["rows"][k])
             largest["boxes_xyxy"] = max(largest["boxes_xyxy"], distance)
             largest["scores"] = max(largest["scores"], float(abs(got["scores"][k] - score)))
         missing += [got["scores"][k] for k in left]
@@ -96,8 +133,15 @@ def compare_detections(
         if len(want["scores"]) == len(got["scores"]) > 0:  # both may be full: then the cut is at the last score
             lowest = max(want["scores"].min(), got["scores"].min())
         unmatched += sum(1 for score in missing if not score <= lowest + tolerance["scores"])
-    return compared, {**largest, "unmatched": unmatched / max(compared, 1)}
+    return compared, pairs, {**largest, "unmatched": unmatched / max(compared, 1)}
 
+
+_BOX_TOLERANCE = {
+    "fp32": {"scores": 1e-3, "boxes_xyxy": 0.1, "unmatched": 0.01},
+    "bf16": {"scores": 0.05, "boxes_xyxy": 4.0, "unmatched": 0.05},
+    "fp16": {"scores": 0.02, "boxes_xyxy": 2.0, "unmatched": 0.02},
+    "int8": {"scores": 0.1, "boxes_xyxy": 8.0, "unmatched": 0.1},
+}
 
 COMPARISONS: dict[Task, Comparison] = {
     Task.CLASSIFY: Comparison(
@@ -109,14 +153,22 @@ COMPARISONS: dict[Task, Comparison] = {
             "int8": {"probabilities": 0.1, "log_probabilities": 2.0, "top_label": 0.0},
         },
     ),
-    Task.DETECT: Comparison(
-        compare_detections,
+    Task.DETECT: Comparison(compare_detections, _BOX_TOLERANCE),
+    Task.INSTANCE: Comparison(
+        compare_instances,
         {
-            "fp32": {"scores": 1e-3, "boxes_xyxy": 0.1, "unmatched": 0.01},
-            "bf16": {"scores": 0.05, "boxes_xyxy": 4.0, "unmatched": 0.05},
-            "fp16": {"scores": 0.02, "boxes_xyxy": 2.0, "unmatched": 0.02},
-            "int8": {"scores": 0.1, "boxes_xyxy": 8.0, "unmatched": 0.1},
+            precision: {**_BOX_TOLERANCE[precision], "masks": mean, "mask_pixels": share}
+            for precision, mean, share in (
+                ("fp32", 1e-3, 0.01),
+                ("bf16", 0.05, 0.1),
+                ("fp16", 0.02, 0.05),
+                ("int8", 0.1, 0.2),
+            )
         },
+    ),
+    Task.SEMANTIC: Comparison(
+        compare_class_maps,
+        {"fp32": {"pixels": 1e-3}, "bf16": {"pixels": 0.02}, "fp16": {"pixels": 0.01}, "int8": {"pixels": 0.05}},
     ),
 }
 
@@ -209,6 +261,9 @@ def _alone(engine: Engine, images: NDArray[np.uint8]) -> dict[str, NDArray]:
 
 def check_values(card: Card, outputs: Outputs) -> None:
     """Raises ModelError if outputs do not fit the card's labels, or are not the probabilities of the contract."""
+    if card.task == Task.SEMANTIC:
+        _check_class_map(card, outputs["class_map"])
+        return
     if card.task == Task.CLASSIFY:
         found = outputs["probabilities"]
         if found.shape[1] != len(card.labels):
@@ -227,6 +282,31 @@ def check_values(card: Card, outputs: Outputs) -> None:
         raise ModelError(
             f"{card.name}: expected scores between 0 and 1, got {scores.min():g} to {scores.max():g}; "
             "is the softmax missing?"
+        )
+    if card.task == Task.INSTANCE:
+        _check_masks(card, outputs["masks"])
+
+
+def _check_masks(card: Card, masks: NDArray) -> None:
+    if masks.shape[1] != masks.shape[2]:
+        raise ModelError(f"{card.name}: expected square masks [n, m, m], got {list(masks.shape)}")
+    if not np.isfinite(masks).all() or (masks.size and not -1e-5 <= masks.min() <= masks.max() <= 1 + 1e-5):
+        raise ModelError(
+            f"{card.name}: expected masks between 0 and 1, got {masks.min():g} to {masks.max():g}; "
+            "is the sigmoid missing?"
+        )
+
+
+def _check_class_map(card: Card, class_map: NDArray) -> None:
+    size_hw = (card.input.height, card.input.width)
+    if class_map.shape[1:] != size_hw:
+        raise ModelError(
+            f"{card.name}: expected a class_map of the input's size {list(size_hw)}, got {list(class_map.shape[1:])}"
+        )
+    if class_map.max() > len(card.labels):
+        raise ModelError(
+            f"{card.name}: the card has {len(card.labels)} labels, so that classes go from 0, the background, to "
+            f"{len(card.labels)}; the output class_map goes to {class_map.max()}"
         )
 
 
@@ -317,5 +397,5 @@ def _joined(parts: Sequence[Outputs], batch_size: int = 1) -> dict[str, NDArray]
 
 
 def _of_image(outputs: Outputs, image: int) -> dict[str, NDArray]:
-    rows = outputs["batch_index"] == image
-    return {name: outputs[name][rows] for name in ("labels", "scores", "boxes_xyxy")}
+    rows = np.flatnonzero(outputs["batch_index"] == image)
+    return {"rows": rows, **{name: outputs[name][rows] for name in _MATCHED[1:]}}

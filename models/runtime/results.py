@@ -32,7 +32,25 @@ class Detection(NamedTuple):
     boxes_xyxy: NDArray[np.float32]  # [k, 4], pixels of the oriented original, clipped to it
 
 
-Finding = Classification | Detection
+class Instances(NamedTuple):
+    """The objects of one image with their masks, best first."""
+
+    labels: NDArray[np.int64]  # [k], indices into the card's labels
+    scores: NDArray[np.float32]  # [k], 0 to 1
+    boxes_xyxy: NDArray[np.float32]  # [k, 4], pixels of the oriented original, clipped to it
+    areas: NDArray[np.float32]  # [k], pixels of the mask
+    masks: list[str]  # k COCO counts, of the size of the oriented original
+
+
+class Segments(NamedTuple):
+    """The classes that one image shows, in the order of the card's labels; the background is none."""
+
+    labels: NDArray[np.int64]  # [k], indices into the card's labels
+    areas: NDArray[np.float32]  # [k], pixels
+    masks: list[str]  # k COCO counts, of the size of the oriented original
+
+
+Finding = Classification | Detection | Instances | Segments
 Outputs = Mapping[str, NDArray]  # by the name in the ONNX contract
 
 
@@ -46,13 +64,11 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """How one task speaks: graph outputs → findings → Arrow columns."""
+    """How one task speaks: graph outputs → findings."""
 
     outputs: tuple[Output, ...]
     # (outputs, geometries of the batch, card, score threshold, top_k) → one entry per image of the batch
     read: Callable[[Outputs, Sequence[Geometry], Card, float, int], "list[Finding | Rejected]"]
-    # (findings, None where an image has none to give; label names) → one array per field of the task, in their order
-    columns: Callable[[Sequence, Sequence[str]], list[pa.Array]]
 
 
 def _not_finite(name: str) -> Rejected:
@@ -83,22 +99,90 @@ def read_detections(
     from models.imaging.boxes import boxes_xyxy_to_original
 
     boxes_xyxy = outputs["boxes_xyxy"]  # [n, 4], pixels of the model's input
-    scores, labels, batch_index = outputs["scores"], outputs["labels"], outputs["batch_index"]  # [n] each
-    finite = np.isfinite(scores) & np.isfinite(boxes_xyxy).all(axis=1)
+    scores, labels = outputs["scores"], outputs["labels"]  # [n] each
     findings: list[Finding | Rejected] = []
     for i, geometry in enumerate(geometries):
-        of_image = batch_index == i
-        if not finite[of_image].all():
-            findings.append(_not_finite("scores or boxes_xyxy"))
+        rows = _objects_of(outputs, i, score)
+        if isinstance(rows, Rejected):
+            findings.append(rows)
             continue
-        rows = np.flatnonzero(of_image & (scores >= score))
-        keys = (*boxes_xyxy[rows].T[::-1], labels[rows], -scores[rows])  # the last key leads
-        rows = rows[np.lexsort(keys)]
         boxes = boxes_xyxy_to_original(boxes_xyxy[rows], geometry)
-        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # else it lay in the padding
+        has_area = _has_area(boxes)
         rows, boxes = rows[has_area], boxes[has_area]
+        findings.append(Detection(labels[rows].astype(np.int64), scores[rows].astype(np.float32), boxes))
+    return findings
+
+
+def _objects_of(outputs: Outputs, image: int, score: float) -> NDArray[np.int64] | Rejected:
+    """The rows of an image that score at least `score`, best first."""
+    boxes_xyxy, scores, labels = outputs["boxes_xyxy"], outputs["scores"], outputs["labels"]
+    rows = np.flatnonzero(outputs["batch_index"] == image)
+    if not (np.isfinite(scores[rows]).all() and np.isfinite(boxes_xyxy[rows]).all()):
+        return _not_finite("scores or boxes_xyxy")
+    rows = rows[scores[rows] >= score]
+    keys = (*boxes_xyxy[rows].T[::-1], labels[rows], -scores[rows])  # the last key leads
+    return rows[np.lexsort(keys)]
+
+
+def _has_area(boxes_xyxy: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which boxes are left in the original; others lay in the padding."""
+    return np.all(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=1)
+
+
+def read_instances(
+    outputs: Outputs, geometries: Sequence[Geometry], card: Card, score: float, top_k: int
+) -> "list[Finding | Rejected]":
+    """As `read_detections`, with each object's mask [m, m] drawn into the original and coded."""
+    from models.imaging.boxes import boxes_xyxy_to_original, whole_boxes_xyxy
+    from models.imaging.mask_runs import paste_mask
+
+    boxes_xyxy, masks = outputs["boxes_xyxy"], outputs["masks"]  # [n, 4], [n, m, m]
+    scores, labels = outputs["scores"], outputs["labels"]  # [n] each
+    findings: list[Finding | Rejected] = []
+    for i, geometry in enumerate(geometries):
+        rows = _objects_of(outputs, i, score)
+        if isinstance(rows, Rejected):
+            findings.append(rows)
+            continue
+        if not np.isfinite(masks[rows]).all():
+            findings.append(_not_finite("masks"))
+            continue
+        rows = rows[_has_area(boxes_xyxy_to_original(boxes_xyxy[rows], geometry))]
+        whole = whole_boxes_xyxy(boxes_xyxy[rows], geometry)
+        drawn = [
+            paste_mask(masks[row], box, geometry.height, geometry.width) for row, box in zip(rows, whole, strict=True)
+        ]
         findings.append(
-            Detection(labels[rows].astype(np.int64), scores[rows].astype(np.float32), boxes.astype(np.float32))
+            Instances(
+                labels[rows].astype(np.int64),
+                scores[rows].astype(np.float32),
+                boxes_xyxy_to_original(boxes_xyxy[rows], geometry),
+                np.array([area for _, area in drawn], np.float32),
+                [counts for counts, _ in drawn],
+            )
+        )
+    return findings
+
+
+def read_segments(
+    outputs: Outputs, geometries: Sequence[Geometry], card: Card, score: float, top_k: int
+) -> "list[Finding | Rejected]":
+    """The classes of each image with their pixels in the original. There is no score, so no threshold applies."""
+    from models.imaging.mask_runs import segments_of_map
+
+    findings: list[Finding | Rejected] = []
+    for class_map, geometry in zip(outputs["class_map"], geometries, strict=True):  # [h, w] each
+        if class_map.max() > len(card.labels):
+            reason = f"the model's output class_map has class {class_map.max()} of {len(card.labels)} for this image"
+            findings.append(Rejected(Status.FAILED, reason))
+            continue
+        found = segments_of_map(class_map, geometry)
+        findings.append(
+            Segments(
+                np.array([number - 1 for number, _, _ in found], np.int64),
+                np.array([area for _, _, area in found], np.float32),
+                [counts for _, counts, _ in found],
+            )
         )
     return findings
 
@@ -114,46 +198,41 @@ def _concatenated(arrays: list[NDArray], empty_shape: tuple[int, ...], dtype: ty
     return np.concatenate(arrays).astype(dtype) if arrays else np.empty(empty_shape, dtype)
 
 
-def label_columns(findings: Sequence[Classification | None], labels: Sequence[str]) -> list[pa.Array]:
-    """The column `labels`."""
+def _finding_column(task: Task, findings: Sequence, labels: Sequence[str]) -> pa.ListArray:
+    """The one column of a task: a list of structs per image."""
     present = [finding for finding in findings if finding is not None]
+    structs_type = RESULT_FIELDS[task][0].type.value_type
     indices = _concatenated([finding.labels for finding in present], (0,), np.int64)  # [rows]
-    scores = _concatenated([finding.scores for finding in present], (0,), np.float32)  # [rows]
-    names = pa.array(labels, pa.string()).take(pa.array(indices))
-    fields = list(RESULT_FIELDS[Task.CLASSIFY][0].type.value_type)
-    structs = pa.StructArray.from_arrays([names, pa.array(scores)], fields=fields)
-    return [_list_array(findings, [0 if f is None else len(f.scores) for f in findings], structs)]
+    values: dict[str, pa.Array] = {"label": pa.array(labels, pa.string()).take(pa.array(indices))}
+    names = {field.name for field in structs_type}
+    if "score" in names:
+        values["score"] = pa.array(_concatenated([finding.scores for finding in present], (0,), np.float32))
+    if "x_min" in names:
+        boxes = _concatenated([finding.boxes_xyxy for finding in present], (0, 4), np.float32)  # [rows, 4]
+        for name, side in zip(("x_min", "y_min", "x_max", "y_max"), boxes.T, strict=True):
+            values[name] = pa.array(np.ascontiguousarray(side))
+    if "mask" in names:
+        values["area"] = pa.array(_concatenated([finding.areas for finding in present], (0,), np.float32))
+        values["mask"] = pa.array([counts for finding in present for counts in finding.masks], pa.string())
+    structs = pa.StructArray.from_arrays([values[field.name] for field in structs_type], fields=list(structs_type))
+    return _list_array(findings, [0 if f is None else len(f.labels) for f in findings], structs)
 
 
-def object_columns(findings: Sequence[Detection | None], labels: Sequence[str]) -> list[pa.Array]:
-    """The column `objects`."""
-    present = [finding for finding in findings if finding is not None]
-    indices = _concatenated([finding.labels for finding in present], (0,), np.int64)  # [rows]
-    scores = _concatenated([finding.scores for finding in present], (0,), np.float32)  # [rows]
-    boxes = _concatenated([finding.boxes_xyxy for finding in present], (0, 4), np.float32)  # [rows, 4]
-    names = pa.array(labels, pa.string()).take(pa.array(indices))
-    sides = [pa.array(np.ascontiguousarray(side)) for side in boxes.T]
-    fields = list(RESULT_FIELDS[Task.DETECT][0].type.value_type)
-    structs = pa.StructArray.from_arrays([names, pa.array(scores), *sides], fields=fields)
-    return [_list_array(findings, [0 if f is None else len(f.scores) for f in findings], structs)]
-
+_OBJECTS = (
+    Output("boxes_xyxy", "tensor(float)", 2),
+    Output("scores", "tensor(float)", 1),
+    Output("labels", "tensor(int64)", 1),
+    Output("batch_index", "tensor(int64)", 1),
+)
 
 ANSWERS: dict[Task, Answer] = {
     Task.CLASSIFY: Answer(
         outputs=(Output("probabilities", "tensor(float)", 2),),
         read=read_classifications,
-        columns=label_columns,
     ),
-    Task.DETECT: Answer(
-        outputs=(
-            Output("boxes_xyxy", "tensor(float)", 2),
-            Output("scores", "tensor(float)", 1),
-            Output("labels", "tensor(int64)", 1),
-            Output("batch_index", "tensor(int64)", 1),
-        ),
-        read=read_detections,
-        columns=object_columns,
-    ),
+    Task.DETECT: Answer(outputs=_OBJECTS, read=read_detections),
+    Task.INSTANCE: Answer(outputs=(*_OBJECTS, Output("masks", "tensor(float)", 3)), read=read_instances),
+    Task.SEMANTIC: Answer(outputs=(Output("class_map", "tensor(uint8)", 3),), read=read_segments),
 }
 
 
@@ -162,5 +241,4 @@ def result_columns(task: Task, findings: Sequence[Finding | None], labels: Seque
 
     An image without findings has an empty list; None (an image that is not `ok`) becomes null.
     """
-    arrays = ANSWERS[task].columns(findings, labels)
-    return {field.name: array for field, array in zip(RESULT_FIELDS[task], arrays, strict=True)}
+    return {RESULT_FIELDS[task][0].name: _finding_column(task, findings, labels)}
