@@ -70,6 +70,43 @@ def publish_detector(store: str, folder: Path, name: str = "tiny_detector", scor
     """Finds one light object at (8, 4, 24, 12) of its input in every image that is lighter than grey, else nothing."""
     rule = ResizeRule("letterbox", SIDE, SIDE)
     card = Card(name, "d" * 12, Task.DETECT, "tiny_detector", LABELS, rule, score_floor=score_floor)
+    nodes, outputs, constants = _light_object()
+    return _publish(store, folder, card, nodes, outputs, constants)
+
+
+def publish_instances(store: str, folder: Path, name: str = "tiny_instances") -> Card:
+    """As the detector, with a mask that leaves out the upper left quarter of the box."""
+    card = Card(name, "e" * 12, Task.INSTANCE, "tiny_instances", LABELS, ResizeRule("letterbox", SIDE, SIDE))
+    nodes, outputs, constants = _light_object()
+    mask = np.ones((4, 4), np.float32)
+    mask[:2, :2] = 0
+    nodes += [
+        helper.make_node("Concat", ["count", "mask_size"], ["masks_shape"], axis=0),
+        helper.make_node("Expand", ["mask", "masks_shape"], ["masks"]),
+    ]
+    constants += [_constant("mask_size", np.array([4, 4], np.int64)), _constant("mask", mask)]
+    outputs.append(helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["n", 4, 4]))
+    return _publish(store, folder, card, nodes, outputs, constants)
+
+
+def publish_segmenter(store: str, folder: Path, name: str = "tiny_segmenter") -> Card:
+    """Tells pixels by their red: below 100 background, from there "grey", from 200 "light", as the padding would be."""
+    rule = ResizeRule("letterbox", SIDE, SIDE, pad_rgb=(255, 255, 255))
+    card = Card(name, "f" * 12, Task.SEMANTIC, "tiny_segmenter", ("grey", "light"), rule)
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["images", "red"], ["levels"], axis=3),
+        node("Cast", ["levels"], ["floats"], to=TensorProto.FLOAT),
+        node("Mul", ["floats", "hundredth"], ["hundreds"]),
+        node("Cast", ["hundreds"], ["class_map"], to=TensorProto.UINT8),
+    ]
+    constants = [_constant("red", np.array(0, np.int64)), _constant("hundredth", np.float32(0.01))]
+    outputs = [helper.make_tensor_value_info("class_map", TensorProto.UINT8, ["batch", SIDE, SIDE])]
+    return _publish(store, folder, card, nodes, outputs, constants)
+
+
+def _light_object():
+    """Nodes, outputs and constants of a detector."""
     node = helper.make_node
     nodes = [
         node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
@@ -99,4 +136,4 @@ def publish_detector(store: str, folder: Path, name: str = "tiny_detector", scor
         helper.make_tensor_value_info("labels", TensorProto.INT64, ["n"]),
         helper.make_tensor_value_info("batch_index", TensorProto.INT64, ["n"]),
     ]
-    return _publish(store, folder, card, nodes, outputs, constants)
+    return nodes, outputs, constants

@@ -91,7 +91,7 @@ def _centres_inside(low: float, high: float, size: int) -> tuple[int, int]:
 
 
 def _encoded(starts: NDArray[np.int64], ends: NDArray[np.int64], height: int, width: int) -> tuple[str, int]:
-    """Counts and area of runs of pixels that are on, numbered down the columns, in order; empty and touching ones too."""
+    """Counts and area of runs of pixels that are on, numbered down the columns, in order; some empty, some touching."""
     drawn = starts < ends
     starts, ends = starts[drawn], ends[drawn]
     apart = starts[1:] > ends[:-1]
