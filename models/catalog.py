@@ -42,10 +42,14 @@ def _classifier(builder: str, weights: str) -> Entry:
     return Entry(Task.CLASSIFY, "classifiers", builder, weights)
 
 
-def _faster_rcnn(builder: str, size: int) -> Entry:
+def _faster_rcnn(builder: str, size: int, weights: str | None = "COCO_V1") -> Entry:
     # torchvision pads after the normalisation, with zeros: that is the mean colour of ImageNet.
     rule = ResizeRule("letterbox", height=size, width=size, pad_rgb=(124, 116, 104))
-    return Entry(Task.DETECT, "faster_rcnn", builder, "COCO_V1", rule, score_floor=0.05)
+    return Entry(Task.DETECT, "faster_rcnn", builder, weights, rule, score_floor=0.05)
+
+
+def _mask_rcnn(builder: str, size: int, weights: str | None = "COCO_V1") -> Entry:
+    return replace(_faster_rcnn(builder, size, weights), task=Task.INSTANCE, family="mask_rcnn")
 
 
 CATALOG: dict[str, Entry] = {
@@ -72,6 +76,9 @@ CATALOG: dict[str, Entry] = {
     "fasterrcnn_resnet50": _faster_rcnn("fasterrcnn_resnet50_fpn", 1024),
     "fasterrcnn_resnet50_fpn": _faster_rcnn("fasterrcnn_resnet50_fpn", 1024),  # torchvision's name of the same
     "fasterrcnn_resnet50_fpn_v2": _faster_rcnn("fasterrcnn_resnet50_fpn_v2", 1024),
+    "fasterrcnn_resnet18": _faster_rcnn("fasterrcnn_resnet18_fpn", 512, weights=None),
+    "maskrcnn_resnet50": _mask_rcnn("maskrcnn_resnet50_fpn", 1024),
+    "maskrcnn_resnet18": _mask_rcnn("maskrcnn_resnet18_fpn", 512, weights=None),
 }
 
 

@@ -58,12 +58,12 @@ def test_an_unknown_architecture_lists_the_known_ones():
         catalog.entry("resnet19")
 
 
-@pytest.mark.parametrize("name", catalog.CATALOG)
+@pytest.mark.parametrize("name", [name for name, entry in catalog.CATALOG.items() if entry.weights])
 def test_pretrained_weights_bring_labels_and_input(name):
     entry = catalog.CATALOG[name]
     weights = pretrained(entry.builder, entry.weights)
     assert weights.url == get_model_weights(entry.builder)[entry.weights].url
-    assert len(weights.labels) == {Task.CLASSIFY: 1000, Task.DETECT: 90}[entry.task]
+    assert len(weights.labels) == {Task.CLASSIFY: 1000, Task.DETECT: 90, Task.INSTANCE: 90}[entry.task]
     assert (entry.input or weights.input).height >= 224
 
 

@@ -42,11 +42,16 @@ class FasterRcnnGraph(nn.Module):
         self.pooled = [name for name in features if name in network.roi_heads.box_roi_pool.featmap_names]
         self.scales = [2.0 ** round(_log2(features[name].shape[2] / height)) for name in self.pooled]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
+        return self.found(images)[1]
+
+    def found(self, images: Tensor) -> tuple[list[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """The feature maps that regions are pooled from, and the outputs."""
         features = self.backbone(self.normalise(images))
         proposals, valid, finite = self._propose(list(features.values()))  # [batch, p, 4], [batch, p], [batch]
-        return self._detect([features[name] for name in self.pooled], proposals, valid, finite)
+        pooled = [features[name] for name in self.pooled]
+        return pooled, self._detect(pooled, proposals, valid, finite)
 
     def _propose(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The best boxes that may hold an object, whether each place is taken, and whether each image is finite."""
@@ -83,7 +88,7 @@ class FasterRcnnGraph(nn.Module):
         image = torch.arange(proposals.shape[0])[:, None].expand(-1, num_proposals).reshape(-1)
         pool = heads.box_roi_pool
         regions = pool_regions(
-            features, flat, image, self._level(flat), self.scales, pool.output_size[0], pool.sampling_ratio
+            features, flat, image, self.level(flat), self.scales, pool.output_size[0], pool.sampling_ratio
         )  # [batch · p, channels, size, size]
         logits, codes = self.box_predictor(self.box_head(regions))  # [batch · p, classes], [batch · p, classes · 4]
         num_classes = logits.shape[1]
@@ -108,7 +113,7 @@ class FasterRcnnGraph(nn.Module):
         image, place = torch.nonzero((best > 0) | failed).unbind(dim=1)  # [n] each
         return boxes[image, place], best[image, place], labels[image, place], image
 
-    def _level(self, boxes_xyxy: Tensor) -> Tensor:
+    def level(self, boxes_xyxy: Tensor) -> Tensor:
         """The feature map for each box by its size: equation 1 of Feature Pyramid Networks (Lin et al. 2017)."""
         pool = self.roi_heads[0].box_roi_pool
         lowest, highest = (-_log2(scale) for scale in (self.scales[0], self.scales[-1]))
