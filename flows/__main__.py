@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": ("predict:predict", "Run a model over a folder or bucket of images; one row per image in a table."),
     "pipeline": ("pipeline:pipeline", "From a labelled source to a table: all of these in one go."),
     "query": ("query:query", "Ask the tables with SQL."),
+    "export-coco": ("export_coco:export_coco", "Write a table of objects, or a data set, as a COCO file."),
     "verify": ("verify:verify", "Check a table: counts, checksums, one row per claimed image."),
     "ls": ("ls:ls", "List what is in the store."),
 }

@@ -23,7 +23,7 @@ def to_coco(dataset: Dataset, images: pa.Table, annotations: pa.Table, root: str
         uri = row["image"]
         ids[uri] = len(entries) + 1
         sizes[uri] = (row["height"], row["width"])
-        entry = {"id": ids[uri], "file_name": _file_name(uri, root), "width": row["width"], "height": row["height"]}
+        entry = {"id": ids[uri], "file_name": file_name(uri, root), "width": row["width"], "height": row["height"]}
         entries.append(entry if row["split"] is None else {**entry, "split": row["split"]})
     categories = {name: number for number, name in enumerate(dataset.classes, 1)}
     written: list[dict[str, Any]] = []
@@ -50,7 +50,8 @@ def to_coco(dataset: Dataset, images: pa.Table, annotations: pa.Table, root: str
     return {**document, "ignored": ignored} if ignored else document
 
 
-def _file_name(uri: str, root: str | None) -> str:
+def file_name(uri: str, root: str | None) -> str:
+    """How a document names the image: from `root` (a URI) on, else by the last part of its URI."""
     inside = None if root is None else join(root, "")
     return uri.removeprefix(inside) if inside is not None and uri.startswith(inside) else uri.rpartition("/")[2]
 
