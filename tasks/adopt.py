@@ -61,7 +61,7 @@ def _import_torchvision(architecture: str, name: str, store: str, weights: str, 
     from models.nets.untrained import build_untrained
     from models.runtime.export import export_onnx
     from models.runtime.parity import MIN_IMAGES, check_parity
-    from tasks.weights import FILE_SUFFIXES, TORCHVISION_LICENCE, apply_state, load_file, load_pretrained
+    from tasks.weights import FILE_SUFFIXES, TORCHVISION_LICENCE, apply_state, as_built, load_file, load_pretrained
 
     entry = catalog.entry(architecture)
     family = entry.family_module()
@@ -81,10 +81,11 @@ def _import_torchvision(architecture: str, name: str, store: str, weights: str, 
         family.wake(network, card, photographs)
         card = replace(card, source=f"{TORCHVISION}{architecture} untrained")
     elif from_file:
-        apply_state(network, load_file(Path(weights)), family.IGNORED_PREFIXES, architecture)
+        apply_state(network, as_built(entry, load_file(Path(weights))), family.IGNORED_PREFIXES, architecture)
         card = replace(card, source=f"{TORCHVISION}{architecture} {Path(weights).name}")
     else:
-        apply_state(network, load_pretrained(trained, entry.builder), family.IGNORED_PREFIXES, architecture)
+        state = as_built(entry, load_pretrained(trained, entry.builder))
+        apply_state(network, state, family.IGNORED_PREFIXES, architecture)
         card = replace(card, source=f"{TORCHVISION}{architecture} {trained.name}", licence=TORCHVISION_LICENCE)
 
     with tempfile.TemporaryDirectory(prefix="pixelmill-") as folder:

@@ -66,7 +66,7 @@ def starting_state(
     if name in known:
         trained = pretrained(entry.builder, name)
         rule = catalog.input_rule(architecture, trained, image_size)
-        state = load_pretrained(trained, entry.builder)
+        state = as_built(entry, load_pretrained(trained, entry.builder))
         return Start(state, trained.labels, rule, f"torchvision:{architecture} {name}", TORCHVISION_LICENCE)
     if weights == "none":
         if mode == "features":
@@ -74,7 +74,7 @@ def starting_state(
         return Start(None, None, catalog.input_rule(architecture, usual, image_size), f"{architecture} untrained", "")
     if weights.endswith(FILE_SUFFIXES):
         rule = catalog.input_rule(architecture, usual, image_size)
-        return Start(load_uri(weights), None, rule, f"{architecture} {weights.rpartition('/')[2]}", "")
+        return Start(as_built(entry, load_uri(weights)), None, rule, f"{architecture} {weights.rpartition('/')[2]}", "")
     card = _model(weights, architecture, known, store)
     rule = catalog.input_rule(architecture, usual, image_size, card.input)
     return Start(load_model(store, card), card.labels, rule, card.reference, card.licence)
@@ -97,6 +97,12 @@ def _model(reference: str, architecture: str, entries: tuple[str, ...], store: s
             f"use --model {card.architecture}, or other weights"
         )
     return card
+
+
+def as_built(entry: catalog.Entry, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """What a file holds, in the names and the arithmetic of the network as its family builds it."""
+    convert = getattr(entry.family_module(), "published_state", None)
+    return convert(state) if convert else state
 
 
 def load_pretrained(weights: Pretrained, builder: str) -> "dict[str, Tensor]":

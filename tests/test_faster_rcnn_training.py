@@ -12,6 +12,7 @@ from models.learning import transfer
 from models.nets import faster_rcnn
 from models.nets.parts import Parts
 from models.nets.untrained import build_untrained
+from tasks.weights import Start, apply_start, starting_state
 from tests.tiny_rcnn import LABELS, awake, shapes, target
 
 SIDE = 96
@@ -231,3 +232,26 @@ def test_published_weights_answer_as_in_torchvision(name):
     own = network.state_dict()
     again = entry.family_module().published_state(own)
     assert all(torch.equal(again[key], own[key]) for key in own), "own weights stay as they are"
+
+
+@pytest.mark.parametrize("kind", ["a detector's", "a classifier's"])
+def test_the_neck_is_taken_over_where_weights_have_one(kind, tmp_path):
+    name = "maskrcnn_resnet18"
+    entry = catalog.entry(name)
+    family = entry.family_module()
+    if kind == "a detector's":
+        state = build_untrained(lambda: family.build(entry.builder, 7)).state_dict()
+        old = {key.replace("rpn.head.conv.0.0.", "rpn.head.conv."): value for key, value in state.items()}
+        torch.save(old, tmp_path / "mine.pth")
+        start = starting_state(str(tmp_path / "mine.pth"), name, "finetune", str(tmp_path))
+    else:
+        classifier = build_untrained(lambda: get_model("resnet18", weights=None))
+        state = family.backbone_state(classifier.state_dict())
+        start = Start(state, None, entry.input, "resnet18", "")
+    network = build_untrained(lambda: family.build_for_training(entry.builder, len(LABELS)), seed=1)
+    own = {key: value.clone() for key, value in network.state_dict().items()}
+    parts = family.parts(network, entry.builder)
+    assert apply_start(network, start, parts, family.IGNORED_PREFIXES, LABELS, name), "the head is new"
+    for key, value in network.state_dict().items():
+        is_new = key.startswith(parts.head) or (kind == "a classifier's" and key.startswith(parts.neck))
+        assert torch.equal(value, own[key] if is_new else state[key]), key

@@ -13,6 +13,12 @@ build_for_training(builder, num_classes) → the same network with what only ser
 IGNORED_PREFIXES: how the parameters of these begin; weights may hold them or lack them, published ones lack them
 parts(network, builder) → Parts: which modules are the head, and the stages of the backbone from the input on
 
+and where they are needed:
+
+published_state(state) → what a published file of weights holds, for the network as `build` gives it; own ones unchanged
+backbone_state(state) → a classifier's weights as those of the network's backbone
+losses(network, images uint8 [batch, height, width, 3], targets) → losses by name; of detectors
+
 What else its losses need is between the family and the module of its task in models.learning; classifiers give
 training_logits(outputs), features(network, parts, images) and head(network, parts).
 """

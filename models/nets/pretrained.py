@@ -28,7 +28,10 @@ def pretrained(builder: str, name: str) -> Pretrained:
     """An entry by its name. Raises UsageError that lists the known ones. Reads nothing from disk or network."""
     from torchvision.models import get_model_weights
 
-    entries = get_model_weights(builder)
+    try:
+        entries = get_model_weights(builder)
+    except ValueError:
+        raise UsageError(f"torchvision has no weights of {builder}: train one, or import an ONNX file") from None
     known = tuple(entry.name for entry in entries)
     if name not in known:
         raise UsageError(f"{builder} has no weights named {name!r}; known are {', '.join(known)}, default and none")
