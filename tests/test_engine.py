@@ -12,12 +12,13 @@ import pytest
 
 from models.card import Card
 from models.errors import ModelError, Rejected, UsageError
+from models.imaging import masks
 from models.imaging.geometry import Geometry, ResizeRule
 from models.records import RESULT_FIELDS, Status, Task
 from models.runtime import gpu, openvino
 from models.runtime.engine import OutOfMemory, as_out_of_memory, open_engine
 from models.runtime.predictor import Predictor
-from models.runtime.results import Classification, Detection, result_columns
+from models.runtime.results import Classification, Detection, Instances, Segments, result_columns
 
 SIZE = 4
 LABELS = ("ant", "bee", "cat", "dog")
@@ -178,6 +179,46 @@ def test_detections_are_sorted_scaled_and_clipped():
     assert third.scores.tolist() == [], "a box without area after clipping is no object"
 
 
+class MaskingEngine(FakeEngine):
+    """Two objects in the first image, of which the padding hides one; NaN in the mask of the second image's."""
+
+    def run(self, images):
+        shapes = np.ones((3, 2, 2), np.float32)
+        shapes[2, 0, 0] = np.nan
+        return {
+            "boxes_xyxy": np.array([[0, 2, 2, 4], [1, 0, 4, 2], [0, 0, 1, 1]], np.float32),
+            "scores": np.array([0.9, 0.5, 0.9], np.float32),
+            "labels": np.array([1, 2, 1], np.int64),
+            "batch_index": np.array([0, 0, 1], np.int64),
+            "masks": shapes,
+        }
+
+
+def test_masks_are_cut_off_where_the_image_ends():
+    padded = Geometry(width=2, height=2, scale_x=1.0, scale_y=1.0, offset_x=0.0, offset_y=0.0)
+    first, second = Predictor(make_card(Task.INSTANCE), MaskingEngine()).predict(images(1, 2), [padded] * 2)
+    assert (first.labels.tolist(), first.boxes_xyxy.tolist(), first.areas.tolist()) == ([2], [[1, 0, 2, 2]], [2])
+    assert masks.decode(first.masks[0], 2, 2).tolist() == [[False, True], [False, True]]
+    assert "masks holds NaN" in second.reason
+
+
+class MappingEngine(FakeEngine):
+    """The value of each image as the class of the right half of its map."""
+
+    def run(self, images):
+        class_map = images[..., 1].copy()
+        class_map[:, :, : SIZE // 2] = 0
+        return {"class_map": class_map}
+
+
+def test_segments_are_classes_without_the_background():
+    found = Predictor(make_card(Task.SEMANTIC), MappingEngine()).predict(images(0, 4, 5), [geometry(8, 4)] * 3)
+    assert (found[0].labels.tolist(), found[0].masks) == ([], [])
+    assert (found[1].labels.tolist(), found[1].areas.tolist()) == ([3], [16])
+    assert masks.decode(found[1].masks[0], 4, 8).tolist() == [[False] * 4 + [True] * 4] * 4
+    assert "class_map has class 5 of 4" in found[2].reason
+
+
 @pytest.mark.parametrize(
     ("score", "count"), [(None, 1), (0.5, 3), (0.95, 0)], ids=["the card's", "equal stays", "none"]
 )
@@ -199,10 +240,15 @@ NO_OBJECT = Detection(np.empty(0, np.int64), np.empty(0, np.float32), np.empty((
 TWO_OBJECTS = Detection(
     np.array([1, 0]), np.array([0.5, 0.25], np.float32), np.arange(8, dtype=np.float32).reshape(2, 4)
 )
+AREAS, COUNTS = np.array([6, 2], np.float32), ["a1", "b2"]
 ROWS = [
     {"label": "bee", "score": 0.5, "x_min": 0, "y_min": 1, "x_max": 2, "y_max": 3},
     {"label": "ant", "score": 0.25, "x_min": 4, "y_min": 5, "x_max": 6, "y_max": 7},
 ]
+
+NO_INSTANCE = Instances(*NO_OBJECT, np.empty(0, np.float32), [])
+TWO_INSTANCES = Instances(*TWO_OBJECTS, AREAS, COUNTS)
+INSTANCE_ROWS = [{**row, "area": area, "mask": mask} for row, area, mask in zip(ROWS, (6, 2), COUNTS, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +259,17 @@ ROWS = [
         pytest.param(Task.CLASSIFY, [None, ONE_LABEL], [None, [{"label": "cat", "score": 0.5}]], id="labels"),
         pytest.param(Task.DETECT, [], [], id="no objects"),
         pytest.param(Task.DETECT, [NO_OBJECT, None], [[], None], id="nothing found is an empty list"),
+        pytest.param(Task.INSTANCE, [None, NO_INSTANCE], [None, []], id="no instances"),
+        pytest.param(Task.INSTANCE, [TWO_INSTANCES], [INSTANCE_ROWS], id="instances"),
+        pytest.param(
+            Task.SEMANTIC, [Segments(NO_OBJECT.labels, NO_OBJECT.scores, []), None], [[], None], id="no segments"
+        ),
+        pytest.param(
+            Task.SEMANTIC,
+            [Segments(TWO_OBJECTS.labels, AREAS, COUNTS)],
+            [[{key: row[key] for key in ("label", "area", "mask")} for row in INSTANCE_ROWS]],
+            id="segments",
+        ),
         pytest.param(Task.DETECT, [TWO_OBJECTS, NO_OBJECT, None, TWO_OBJECTS], [ROWS, [], None, ROWS], id="objects"),
     ],
 )

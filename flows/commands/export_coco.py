@@ -15,8 +15,8 @@ def export_coco(
 
     For example:
 
-        pixelmill export-coco holiday --out holiday.json
-        pixelmill export-coco holiday --model cells@production --out results.json --results
+        pixelmill export-coco found --out found.json
+        pixelmill export-coco found --model cells@production --out results.json --results
         pixelmill export-coco cells@0123456789ab --out cells.json
 
     The file has images, categories and annotations; those of a table have a score, and

@@ -34,7 +34,7 @@ def query(
         pixelmill query "from holiday where status <> 'ok'" --out bad.csv
 
     Each table T is there as T (newest row per image and model), T_all (every row),
-    T_labels or T_objects (one row per finding); also: models, runs, shards.
+    T_labels, T_objects or T_segments (one row per finding); also: models, runs, shards.
     The SQL is DuckDB's.
 
     Args:
