@@ -184,6 +184,7 @@ class MaskingEngine(FakeEngine):
 
     def run(self, images):
         shapes = np.ones((3, 2, 2), np.float32)
+        shapes[1, :, 1] = 0  # of the whole box, not of what is left of it
         shapes[2, 0, 0] = np.nan
         return {
             "boxes_xyxy": np.array([[0, 2, 2, 4], [1, 0, 4, 2], [0, 0, 1, 1]], np.float32),

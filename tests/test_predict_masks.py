@@ -1,5 +1,6 @@
 """Instances and segments end to end: real files, a real slot process, hand-made ONNX models, SQL over the table."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from models.records import Task
 from models.runtime.parity import COMPARISONS, check_values
 from models.settings.predict import PredictSettings
 from tasks import predict
+from tasks.adopt import import_model
 from tasks.query import ask
 from tests.tiny_models import LABELS, publish_instances, publish_segmenter
 
@@ -91,6 +93,23 @@ def test_only_objects_have_a_threshold(mill, tmp_path):
     assert ask(mill, "select objects from strict").rows == [([],)]
     with pytest.raises(UsageError, match="--score does not apply to models of task semantic"):
         run(mill, tmp_path, "tiny_segmenter", "other", score=0.9)
+
+
+@pytest.mark.parametrize(
+    ("file", "task", "labels"),
+    [
+        ("tiny_instances-eeeeeeeeeeee", "instance", LABELS),
+        ("tiny_segmenter-ffffffffffff", "semantic", ("grey", "light")),
+    ],
+)
+def test_a_foreign_file_is_adopted_after_its_trial(mill, tmp_path, file, task, labels):
+    card_file = tmp_path / "card.json"
+    rule = {"mode": "letterbox", "height": 32, "width": 32}
+    card_file.write_text(json.dumps({"task": task, "labels": labels, "input": rule}))
+    onnx_file = Path(mill).parent / f"{file}.onnx"
+    card = import_model(str(onnx_file), "adopted", str(tmp_path / "mill"), card_file=str(card_file))
+    assert (card.task, card.parity["agrees"]) == (task, True)
+    assert card.parity["compared"] > 0
 
 
 def instances(count: int, masks: np.ndarray) -> dict[str, np.ndarray]:
