@@ -4,6 +4,7 @@ Artifacts are for people. When the server does not take one, the run goes on.
 """
 
 import functools
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 
 from flows.figures import single_figures
 from flows.watch import Seldom, describe, describe_step
@@ -90,10 +93,22 @@ class StepArtifact:
         self._bar.put(100.0, "done")
 
 
-@_forgiving
-def put_table(key: str, title: str, rows: list[dict[str, Any]]) -> None:
-    """A table of rows with the same keys."""
-    create_table_artifact(table=rows, key=artifact_key(key), description=title)
+class TableArtifact:
+    """A table that grows: made with its first rows, then updated in place."""
+
+    def __init__(self, key: str, title: str):
+        self._key = artifact_key(key)
+        self._title = title
+        self._id: UUID | None = None
+
+    @_forgiving
+    def put(self, rows: list[dict[str, Any]]) -> None:
+        """Shows these rows, which have the same keys."""
+        if self._id is None:
+            self._id = cast(UUID, create_table_artifact(table=rows, key=self._key, description=self._title))
+            return
+        with get_client(sync_client=True) as client:
+            client.update_artifact(self._id, ArtifactUpdate(data=json.dumps(rows)))
 
 
 def put_summary(summary: Summary) -> None:
@@ -118,7 +133,7 @@ def put_summary(summary: Summary) -> None:
 
 def put_facts(key: str, title: str, facts: dict[str, Any]) -> None:
     """A table of two columns: what, and its value."""
-    put_table(key, title, [{"what": what, "value": value} for what, value in facts.items()])
+    TableArtifact(key, title).put([{"what": what, "value": value} for what, value in facts.items()])
 
 
 def put_metrics(key: str, title: str, metrics: dict[str, Any]) -> None:

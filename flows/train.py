@@ -5,7 +5,7 @@ from typing import Any
 import prefect.runtime
 from prefect import flow
 
-from flows.artifacts import put_metrics, put_table
+from flows.artifacts import TableArtifact, put_metrics
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
 from models.progress import Report
@@ -18,10 +18,11 @@ from tasks.train import train as train_model
 def _train(store: str, settings: TrainSettings, report: Report) -> Trained:
     """Trains; the curves are on the run's page after each epoch."""
     curves: list[dict[str, Any]] = []
+    artifact = TableArtifact(f"{settings.name}-curves", f"{settings.name}: one row per epoch")
 
     def on_epoch(row: dict[str, Any]) -> None:
         curves.append(row)
-        put_table(f"{settings.name}-curves", f"{settings.name}: one row per epoch", curves)
+        artifact.put(curves)
 
     return train_model(store, settings, report, on_epoch)
 
