@@ -77,7 +77,8 @@ def test_losses_fall(name):
     [
         pytest.param([target([], []), target([], [])], id="nothing"),
         pytest.param([target([], []), target([[10, 10, 40, 50]], [1])], id="nothing in one"),
-        pytest.param([target([[0, 0, 96, 96]], [0], [True]), target([], [])], id="only a crowd"),
+        pytest.param([target([[0, 0, 96, 96]], [0], [True]), target([], [])], id="only a crowd in one"),
+        pytest.param([target([[0, 0, 96, 96]], [0], [True])], id="only a crowd"),
         pytest.param([target([[10, 10, 11, 11]], [3]), target([[0, 0, 96, 96]], [3])], id="a pixel and everything"),
         pytest.param([target([[10, 10, 10, 30]], [3]), target([], [])], id="a box without area"),
         pytest.param(
@@ -92,7 +93,7 @@ def test_losses_are_finite_whatever_the_image_holds(name, given):
     for of_image in given:
         count = len(of_image["labels"])
         of_image["masks"] = torch.ones((count, SIDE, SIDE), dtype=torch.uint8)
-    losses = faster_rcnn.losses(network, shapes(2, SIDE)[0], given)
+    losses = faster_rcnn.losses(network, shapes(len(given), SIDE)[0], given)
     assert set(losses) == LOSSES | ({"loss_mask"} if name.startswith("mask") else set())
     assert all(loss.isfinite() for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()

@@ -111,11 +111,11 @@ def test_what_is_not_finite_is_said_by_the_score_of_its_image_alone(small, modul
 
 
 @pytest.mark.slow
-def test_the_large_network_agrees_too(tmp_path):
+def test_the_large_network_agrees_too(tmp_path, monkeypatch):
     network, card, images = awake("maskrcnn_resnet50", 192)
-    session = exported(network, card, images, tmp_path / "model.onnx")
-    for count in (1, 3, 5):
-        assert_same(answers(session, images[:count]), of_torchvision(network, card, images[:count]))
+    exported(network, card, images, tmp_path / "model.onnx")
+    monkeypatch.setattr("models.runtime.openvino.cpu_precisions", lambda: ())
+    assert check_parity(network, mask_rcnn, card, tmp_path / "model.onnx", images)["compared"] > 50
 
 
 def test_the_catalogue_has_both():

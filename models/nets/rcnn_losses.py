@@ -28,14 +28,18 @@ def rcnn_losses(network: Any, images: Tensor, targets: Sequence[dict[str, Tensor
     objects, ignored_xyxy = zip(*(_divided(target, images.device) for target in targets), strict=True)
     features = network.backbone(prepared.tensors)
     proposals, losses = _rpn(network.rpn, prepared, features, objects, ignored_xyxy)
-    threshold = network.roi_heads.proposal_matcher.high_threshold
+    enough = network.roi_heads.proposal_matcher.high_threshold
     proposals = [
-        boxes[~_is_ignored(boxes, of_image["boxes"], regions, threshold)]
+        boxes[_is_on(boxes, of_image["boxes"], enough) | ~_is_inside(boxes, regions)]
         for boxes, of_image, regions in zip(proposals, objects, ignored_xyxy, strict=True)
     ]
     forget_scales(network)
+    is_empty = not any(len(boxes) + len(of_image["boxes"]) for boxes, of_image in zip(proposals, objects, strict=True))
+    if is_empty:  # the mean over no example would be NaN; one that counts for nothing gives every weight a gradient
+        whole = torch.tensor([[0, 0, images.shape[2], images.shape[1]]], dtype=torch.float32, device=images.device)
+        proposals = [whole] * len(images)
     _, of_heads = network.roi_heads(features, proposals, prepared.image_sizes, list(objects))
-    return {**losses, **of_heads}
+    return losses | {name: loss * 0 if is_empty else loss for name, loss in of_heads.items()}
 
 
 def forget_scales(network: Any) -> None:
@@ -76,20 +80,23 @@ def _rpn(
     boxes = rpn.box_coder.decode(codes.detach(), anchors).reshape(len(anchors), -1, 4)
     proposals, _ = rpn.filter_proposals(boxes, logits, images.image_sizes, counts)
     labels, matched = rpn.assign_targets_to_anchors(anchors, objects)
-    threshold = rpn.proposal_matcher.low_threshold
-    for of_image, label, regions, found in zip(anchors, labels, ignored_xyxy, objects, strict=True):
-        label[(label == 0) & _is_ignored(of_image, found["boxes"], regions, threshold)] = -1  # drawn for nothing
+    for of_image, label, regions in zip(anchors, labels, ignored_xyxy, strict=True):
+        label[(label == 0) & _is_inside(of_image, regions)] = -1  # torchvision draws neither 0 nor 1 from these
     loss_objectness, loss_box = rpn.compute_loss(logits, codes, labels, rpn.box_coder.encode(matched, anchors))
     return proposals, {"loss_objectness": loss_objectness, "loss_rpn_box_reg": loss_box}
 
 
-def _is_ignored(boxes_xyxy: Tensor, objects_xyxy: Tensor, regions_xyxy: Tensor, on_object: float) -> Tensor:
-    """Which of the boxes [n, 4] lie in an ignored region, and on no object by an IoU of `on_object` → bool [n]."""
+def _is_on(boxes_xyxy: Tensor, objects_xyxy: Tensor, iou: float) -> Tensor:
+    """Which of the boxes [n, 4] are examples of an object → bool [n]."""
+    if not len(objects_xyxy):
+        return boxes_xyxy.new_zeros(len(boxes_xyxy), dtype=torch.bool)
+    return box_iou(boxes_xyxy, objects_xyxy).amax(dim=1) >= iou
+
+
+def _is_inside(boxes_xyxy: Tensor, regions_xyxy: Tensor) -> Tensor:
+    """Which of the boxes [n, 4] lie in one of the regions [k, 4] for the most part → bool [n]."""
     if not len(regions_xyxy):
         return boxes_xyxy.new_zeros(len(boxes_xyxy), dtype=torch.bool)
     top_left = torch.maximum(boxes_xyxy[:, None, :2], regions_xyxy[:, :2])  # [n, k, 2]
     sides = (torch.minimum(boxes_xyxy[:, None, 2:], regions_xyxy[:, 2:]) - top_left).clamp(min=0)
-    inside = sides.prod(dim=2).amax(dim=1) / box_area(boxes_xyxy).clamp(min=_SMALLEST_SIDE**2)
-    if len(objects_xyxy):
-        inside = torch.where(box_iou(boxes_xyxy, objects_xyxy).amax(dim=1) >= on_object, 0.0, inside)
-    return inside > _MOST_IGNORED
+    return sides.prod(dim=2).amax(dim=1) > _MOST_IGNORED * box_area(boxes_xyxy)

@@ -28,13 +28,12 @@ def measure_batch_norms(network: "nn.Module", forward: "Callable[[Tensor], objec
     from torch.nn.modules.batchnorm import _BatchNorm
 
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    settings = [(norm.momentum, norm.eps) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # the plain average over the images
-        norm.eps = norm.eps or 1e-5  # torch trains none without it
         norm.train()
     with torch.no_grad():
         forward(torch.from_numpy(images))
-    for norm, (momentum, eps) in zip(norms, settings, strict=True):
-        norm.momentum, norm.eps = momentum, eps
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
         norm.eval()
