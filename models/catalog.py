@@ -52,6 +52,11 @@ def _mask_rcnn(builder: str, size: int, weights: str | None = "COCO_V1") -> Entr
     return replace(_faster_rcnn(builder, size, weights), task=Task.INSTANCE, family="mask_rcnn")
 
 
+def _segmenter(family: str, builder: str, weights: str | None = None) -> Entry:
+    # Letterboxed: things keep their shape, and what is padded counts neither in training nor in the results.
+    return Entry(Task.SEMANTIC, family, builder, weights, ResizeRule("letterbox", 512, 512, pad_rgb=(124, 116, 104)))
+
+
 CATALOG: dict[str, Entry] = {
     "resnet18": _classifier("resnet18", "IMAGENET1K_V1"),
     "resnet34": _classifier("resnet34", "IMAGENET1K_V1"),
@@ -79,6 +84,10 @@ CATALOG: dict[str, Entry] = {
     "fasterrcnn_resnet18": _faster_rcnn("fasterrcnn_resnet18_fpn", 512, weights=None),
     "maskrcnn_resnet50": _mask_rcnn("maskrcnn_resnet50_fpn", 1024),
     "maskrcnn_resnet18": _mask_rcnn("maskrcnn_resnet18_fpn", 512, weights=None),
+    "fcn_resnet50": _segmenter("segmenters", "fcn_resnet50", "COCO_WITH_VOC_LABELS_V1"),
+    "deeplabv3_resnet50": _segmenter("segmenters", "deeplabv3_resnet50", "COCO_WITH_VOC_LABELS_V1"),
+    "unet": _segmenter("unet", "unet"),
+    "unet_resnet34": _segmenter("unet", "unet_resnet34"),
 }
 
 

@@ -63,7 +63,9 @@ def test_pretrained_weights_bring_labels_and_input(name):
     entry = catalog.CATALOG[name]
     weights = pretrained(entry.builder, entry.weights)
     assert weights.url == get_model_weights(entry.builder)[entry.weights].url
-    assert len(weights.labels) == {Task.CLASSIFY: 1000, Task.DETECT: 90, Task.INSTANCE: 90}[entry.task]
+    assert (
+        len(weights.labels) == {Task.CLASSIFY: 1000, Task.DETECT: 90, Task.INSTANCE: 90, Task.SEMANTIC: 20}[entry.task]
+    )
     assert (entry.input or weights.input).height >= 224
 
 

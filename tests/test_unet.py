@@ -1,0 +1,102 @@
+"""U-Net and torchvision's segmenters: any size, and an export that answers as PyTorch does."""
+
+import numpy as np
+import pytest
+import torch
+
+from models import catalog
+from models.card import Card
+from models.imaging.geometry import ResizeRule
+from models.learning import transfer
+from models.nets import unet
+from models.nets.untrained import build_untrained
+from models.runtime.engine import OnnxRuntimeEngine
+from models.runtime.export import export_onnx
+from models.runtime.parity import check_parity
+from tasks.photographs import prepared_photographs
+
+LABELS = ("a", "b", "c")
+SEGMENTERS = (
+    pytest.param("fcn_resnet50", marks=pytest.mark.slow),
+    pytest.param("deeplabv3_resnet50", marks=pytest.mark.slow),
+    "unet",
+    "unet_resnet34",
+)
+PARAMETERS = {"unet": 31_037_828}  # of the paper's network with four outputs, its BatchNorms included
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """The networks' own widths cost seconds a step."""
+    monkeypatch.setattr(unet, "WIDTH", 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size_hw", [(64, 64), (37, 50), (1, 1), (17, 96)])
+@pytest.mark.parametrize("name", ["unet", "unet_resnet34"])
+def test_an_answer_has_the_size_of_the_image(name, size_hw):
+    network = unet.build(name, 3)
+    with torch.no_grad():
+        assert network(torch.zeros(2, 3, *size_hw)).shape == (2, 4, *size_hw)
+
+
+def test_the_papers_network_has_the_papers_width(monkeypatch):
+    monkeypatch.undo()
+    with torch.device("meta"):
+        network = unet.UNet(4)
+    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS["unet"]
+    assert [block[0].out_channels for block in network.contract] == [64, 128, 256, 512, 1024]
+
+
+def test_without_norms_convolutions_have_biases():
+    network = unet.UNet(2, width=8, norm=False)
+    assert not [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert all(m.bias is not None for m in network.modules() if isinstance(m, torch.nn.Conv2d))
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_a_segmenter_is_exported(name, tmp_path):
+    entry = catalog.entry(name)
+    family = entry.family_module()
+    # FCN and DeepLab see an eighth of it; the odd sides are U-Net's difficulty.
+    rule = ResizeRule("letterbox", 64, 64) if entry.family == "segmenters" else ResizeRule("letterbox", 67, 58)
+    card = Card(name, "0" * 12, entry.task, name, LABELS, rule)
+    images, _ = prepared_photographs(rule, 5)
+    network = build_untrained(lambda: family.build(entry.builder, len(LABELS)))
+    family.wake(network, card, images)
+    path = tmp_path / "model.onnx"
+    export_onnx(family.graph(network, card), card, path, images[:2])
+    record = check_parity(network, family, card, path, images)
+    assert record["agrees"]
+    class_map = OnnxRuntimeEngine(path, card, concurrency=1).run(images)["class_map"]
+    assert class_map.dtype == np.uint8
+    assert class_map.shape == (5, rule.height, rule.width)
+    assert set(np.unique(class_map)) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.parametrize("mode", ["features", "finetune", "scratch"])
+def test_what_is_frozen_stays_as_it_is(name, mode):
+    entry = catalog.entry(name)
+    family = entry.family_module()
+    network = build_untrained(lambda: family.build_for_training(entry.builder, len(LABELS)))
+    parts = family.parts(network, entry.builder)
+    transfer.prepare(network, parts, mode)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    optimizer = torch.optim.AdamW(transfer.parameter_groups(network, parts, mode, 1e-3, 0.1, 0.05))
+    network.train()
+    logits, auxiliary = family.training_logits(network(torch.rand(2, 3, 48, 48)))
+    (logits.square().mean() + sum(weight * aux.square().mean() for weight, aux in auxiliary.values())).backward()
+    optimizer.step()
+    after = network.state_dict()
+    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    backbone = {key for key in before if key.startswith(tuple(f"{m}." for stage in parts.stages for m in stage))}
+    learned = {key for key, _ in network.named_parameters()}
+    if mode == "features":
+        assert not changed & backbone
+        assert learned - backbone <= changed
+    else:
+        assert learned <= changed
