@@ -23,6 +23,8 @@ class Entry:
     weights: str | None = None  # torchvision's weights entry that `--weights default` stands for
     input: ResizeRule | None = None  # None: that of the weights' own transforms
     score_floor: float = 0.0  # the graph never gives findings below it
+    backbone: str | None = None  # the classifier of this catalogue whose weights the backbone can start from
+    multiple: int = 1  # pixels: the sides of the input are whole multiples of it
 
     def family_module(self) -> ModuleType:
         """The functions `build`, `graph` and `reference` of the family; see models.nets."""
@@ -30,8 +32,10 @@ class Entry:
 
     @property
     def data(self) -> str | None:
-        """What the pretrained weights were trained on, as it is said to `--weights`: imagenet or coco."""
-        return self.weights.partition("_")[0].removesuffix("1K").lower() if self.weights else None
+        """What the usual weights were trained on, as it is said to `--weights`: imagenet or coco."""
+        if self.weights is None:
+            return CATALOG[self.backbone].data if self.backbone else None
+        return self.weights.partition("_")[0].removesuffix("1K").lower()
 
     def weights_named(self, name: str) -> str:
         """torchvision's name of an entry: the default one for `default` and for the data that it was trained on."""
@@ -42,19 +46,25 @@ def _classifier(builder: str, weights: str) -> Entry:
     return Entry(Task.CLASSIFY, "classifiers", builder, weights)
 
 
-def _faster_rcnn(builder: str, size: int, weights: str | None = "COCO_V1") -> Entry:
+def _faster_rcnn(builder: str, size: int, backbone: str, weights: str | None = "COCO_V1") -> Entry:
     # torchvision pads after the normalisation, with zeros: that is the mean colour of ImageNet.
     rule = ResizeRule("letterbox", height=size, width=size, pad_rgb=(124, 116, 104))
-    return Entry(Task.DETECT, "faster_rcnn", builder, weights, rule, score_floor=0.05)
+    return Entry(Task.DETECT, "faster_rcnn", builder, weights, rule, score_floor=0.05, backbone=backbone)
 
 
-def _mask_rcnn(builder: str, size: int, weights: str | None = "COCO_V1") -> Entry:
-    return replace(_faster_rcnn(builder, size, weights), task=Task.INSTANCE, family="mask_rcnn")
+def _mask_rcnn(builder: str, size: int, backbone: str, weights: str | None = "COCO_V1") -> Entry:
+    return replace(_faster_rcnn(builder, size, backbone, weights), task=Task.INSTANCE, family="mask_rcnn")
 
 
-def _segmenter(family: str, builder: str, weights: str | None = None) -> Entry:
+def _yolo(family: str, backbone: str, size: int) -> Entry:
+    rule = ResizeRule("letterbox", height=size, width=size, pad_rgb=(124, 116, 104))
+    return Entry(Task.DETECT, family, builder=backbone, input=rule, score_floor=0.05, backbone=backbone, multiple=32)
+
+
+def _segmenter(family: str, builder: str, backbone: str | None = None, weights: str | None = None) -> Entry:
     # Letterboxed: things keep their shape, and what is padded counts neither in training nor in the results.
-    return Entry(Task.SEMANTIC, family, builder, weights, ResizeRule("letterbox", 512, 512, pad_rgb=(124, 116, 104)))
+    rule = ResizeRule("letterbox", 512, 512, pad_rgb=(124, 116, 104))
+    return Entry(Task.SEMANTIC, family, builder, weights, rule, backbone=backbone)
 
 
 CATALOG: dict[str, Entry] = {
@@ -75,19 +85,26 @@ CATALOG: dict[str, Entry] = {
     "mobilenet_v3_large": _classifier("mobilenet_v3_large", "IMAGENET1K_V2"),
     "efficientnet_b0": _classifier("efficientnet_b0", "IMAGENET1K_V1"),
     "convnext_tiny": _classifier("convnext_tiny", "IMAGENET1K_V1"),
+    "yolo_n": _yolo("yolo", "mobilenet_v2", 640),
+    "yolo_s": _yolo("yolo", "resnet18", 640),
+    "yolo_m": _yolo("yolo", "resnet50", 640),
+    "yolo_v1": _yolo("yolo_v1", "resnet18", 448),
     # Square inputs with about the pixels of torchvision's own resizing of a 4:3 photograph.
-    "fasterrcnn_mobilenet_v3_large_320_fpn": _faster_rcnn("fasterrcnn_mobilenet_v3_large_320_fpn", 448),
-    "fasterrcnn_mobilenet_v3_large_fpn": _faster_rcnn("fasterrcnn_mobilenet_v3_large_fpn", 1024),
-    "fasterrcnn_resnet50": _faster_rcnn("fasterrcnn_resnet50_fpn", 1024),
-    "fasterrcnn_resnet50_fpn": _faster_rcnn("fasterrcnn_resnet50_fpn", 1024),  # torchvision's name of the same
-    "fasterrcnn_resnet50_fpn_v2": _faster_rcnn("fasterrcnn_resnet50_fpn_v2", 1024),
-    "fasterrcnn_resnet18": _faster_rcnn("fasterrcnn_resnet18_fpn", 512, weights=None),
-    "maskrcnn_resnet50": _mask_rcnn("maskrcnn_resnet50_fpn", 1024),
-    "maskrcnn_resnet18": _mask_rcnn("maskrcnn_resnet18_fpn", 512, weights=None),
-    "fcn_resnet50": _segmenter("segmenters", "fcn_resnet50", "COCO_WITH_VOC_LABELS_V1"),
-    "deeplabv3_resnet50": _segmenter("segmenters", "deeplabv3_resnet50", "COCO_WITH_VOC_LABELS_V1"),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": _faster_rcnn(
+        "fasterrcnn_mobilenet_v3_large_320_fpn", 448, "mobilenet_v3_large"
+    ),
+    "fasterrcnn_mobilenet_v3_large_fpn": _faster_rcnn("fasterrcnn_mobilenet_v3_large_fpn", 1024, "mobilenet_v3_large"),
+    "fasterrcnn_resnet50": _faster_rcnn("fasterrcnn_resnet50_fpn", 1024, "resnet50"),
+    # torchvision's name of the same
+    "fasterrcnn_resnet50_fpn": _faster_rcnn("fasterrcnn_resnet50_fpn", 1024, "resnet50"),
+    "fasterrcnn_resnet50_fpn_v2": _faster_rcnn("fasterrcnn_resnet50_fpn_v2", 1024, "resnet50"),
+    "fasterrcnn_resnet18": _faster_rcnn("fasterrcnn_resnet18_fpn", 512, "resnet18", weights=None),
+    "maskrcnn_resnet50": _mask_rcnn("maskrcnn_resnet50_fpn", 1024, "resnet50"),
+    "maskrcnn_resnet18": _mask_rcnn("maskrcnn_resnet18_fpn", 512, "resnet18", weights=None),
+    "fcn_resnet50": _segmenter("segmenters", "fcn_resnet50", "resnet50", "COCO_WITH_VOC_LABELS_V1"),
+    "deeplabv3_resnet50": _segmenter("segmenters", "deeplabv3_resnet50", "resnet50", "COCO_WITH_VOC_LABELS_V1"),
     "unet": _segmenter("unet", "unet"),
-    "unet_resnet34": _segmenter("unet", "unet_resnet34"),
+    "unet_resnet34": _segmenter("unet", "unet_resnet34", "resnet34"),
 }
 
 
@@ -115,6 +132,13 @@ def input_rule(
         raise UsageError(
             f"{name} needs images of at least {trained.min_side} pixels, got --image-size {image_size}: "
             "smaller images are enlarged, so ask for more"
+        )
+    multiple = entry(name).multiple
+    if image_size % multiple:
+        lower = max(image_size // multiple, 1) * multiple
+        raise UsageError(
+            f"{name} needs images whose sides are multiples of {multiple} pixels, got --image-size {image_size}: "
+            f"use {lower} or {lower + multiple}"
         )
     factor = image_size / max(rule.height, rule.width)
     short_side = rule.short_side and round(rule.short_side * factor)

@@ -64,6 +64,10 @@ def _import_torchvision(architecture: str, name: str, store: str, weights: str, 
     from tasks.weights import FILE_SUFFIXES, TORCHVISION_LICENCE, apply_state, as_built, load_file, load_pretrained
 
     entry = catalog.entry(architecture)
+    if entry.weights is None:
+        raise UsageError(
+            f"torchvision has no trained {architecture}: train one, pixelmill train DATASET --model {architecture}"
+        )
     family = entry.family_module()
     from_file = weights.endswith(FILE_SUFFIXES)
     # Files and random weights answer with the labels and the resizing of the default entry.

@@ -29,6 +29,9 @@ logger = logging.getLogger("pixelmill.weights")
 TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); the terms of the training images are their own"
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
 
+# The first layer in files of torchvision's classifiers; where they are a backbone, something stands before its name.
+_CLASSIFIERS_FIRST = frozenset({"conv1.weight", "features.0.0.weight"})
+
 
 @dataclass(frozen=True)
 class Start:
@@ -48,7 +51,9 @@ def starting_state(
 
     weights: imagenet or coco (torchvision's best entry for the architecture), another entry by its name, none, a file
     (.pth, .pt or .safetensors; local or s3://), or a model of the store with the same architecture; None is none for
-    scratch, and else the data that the architecture was trained on. image_size: see catalog.input_rule.
+    scratch, and else the data that the architecture was trained on. Where the backbone is a classifier of the
+    catalogue, imagenet, the entries, files and models of that one are possible too: all behind it is then new.
+    image_size: see catalog.input_rule.
 
     Raises UsageError for what cannot be, and ModelError when a download fails or a model of the store is damaged.
     """
@@ -68,6 +73,12 @@ def starting_state(
         rule = catalog.input_rule(architecture, trained, image_size)
         state = as_built(entry, load_pretrained(trained, entry.builder))
         return Start(state, trained.labels, rule, f"torchvision:{architecture} {name}", TORCHVISION_LICENCE)
+    if entry.backbone and (of_backbone := _entry_of_backbone(entry.backbone, weights)):
+        loaded = load_pretrained(of_backbone, catalog.entry(entry.backbone).builder)
+        state = entry.family_module().backbone_state(loaded)
+        rule = catalog.input_rule(architecture, usual, image_size)
+        source = f"{architecture} on torchvision:{entry.backbone} {of_backbone.name}"
+        return Start(state, None, rule, source, TORCHVISION_LICENCE)
     if weights == "none":
         if mode == "features":
             logger.warning("the backbone is frozen at random weights: the head learns from noise")
@@ -76,32 +87,59 @@ def starting_state(
         rule = catalog.input_rule(architecture, usual, image_size)
         return Start(as_built(entry, load_uri(weights)), None, rule, f"{architecture} {weights.rpartition('/')[2]}", "")
     card = _model(weights, architecture, known, store)
+    if card.architecture == entry.backbone:
+        state = entry.family_module().backbone_state(load_model(store, card))
+        rule = catalog.input_rule(architecture, usual, image_size)
+        return Start(state, None, rule, f"{architecture} on {card.reference}", card.licence)
     rule = catalog.input_rule(architecture, usual, image_size, card.input)
     return Start(load_model(store, card), card.labels, rule, card.reference, card.licence)
 
 
+def _entry_of_backbone(classifier: str, name: str) -> Pretrained | None:
+    """The torchvision entry of a classifier that `--weights` names, if it names one."""
+    entry = catalog.entry(classifier)
+    if entry.weights is None:
+        return None
+    known = pretrained(entry.builder, entry.weights).others
+    name = entry.weights_named(name)
+    return pretrained(entry.builder, name) if name in known else None
+
+
 def _model(reference: str, architecture: str, entries: tuple[str, ...], store: str) -> Card:
     """The model of the store that `--weights` names. Raises UsageError that lists what could have been meant."""
-    data = catalog.entry(architecture).data
+    entry = catalog.entry(architecture)
+    possible = [entry.data, "none", *entries]
+    if entry.backbone:
+        of_backbone = catalog.entry(entry.backbone)
+        possible.insert(1, of_backbone.data)
+        if of_backbone.weights:
+            possible += pretrained(of_backbone.builder, of_backbone.weights).others
     try:
         card = registry.resolve(store, reference)
     except UsageError as error:
-        known = ", ".join(name for name in (data, "none", *entries) if name)
+        known = ", ".join(dict.fromkeys(name for name in possible if name))
         raise UsageError(
             f"--weights {reference} is nothing that {architecture} can start from: expected {known}, a weights file "
             f"({', '.join(FILE_SUFFIXES)}) or a model of the store ({error})"
         ) from None
-    if card.architecture != architecture:
+    if card.architecture not in (architecture, entry.backbone):
+        fitting = f", or those of a {entry.backbone}" if entry.backbone else ""
         raise UsageError(
             f"--weights {reference} is a {card.architecture}, whose weights do not fit {architecture}: "
-            f"use --model {card.architecture}, or other weights"
+            f"use --model {card.architecture}, or other weights{fitting}"
         )
     return card
 
 
 def as_built(entry: catalog.Entry, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """What a file holds, in the names and the arithmetic of the network as its family builds it."""
-    convert = getattr(entry.family_module(), "published_state", None)
+    """What a file holds, in the names and the arithmetic of the network as its family builds it.
+
+    Where the backbone is a classifier of the catalogue, that one's file is possible too.
+    """
+    family = entry.family_module()
+    if entry.backbone and not _CLASSIFIERS_FIRST.isdisjoint(state):
+        return family.backbone_state(state)
+    convert = getattr(family, "published_state", None)
     return convert(state) if convert else state
 
 

@@ -229,7 +229,14 @@ def test_a_model_with_other_weights_than_its_card_says_is_refused(state, tmp_pat
             "coco", "resnet18", "finetune", r"resnet18 .*expected imagenet, none, IMAGENET1K_V1, a w", id="coco"
         ),
         pytest.param(
-            "imagenet", "fasterrcnn_resnet50", "finetune", "expected coco, none, COCO_V1, a weights", id="boxes"
+            "voc",
+            "fasterrcnn_resnet50",
+            "finetune",
+            "expected coco, imagenet, none, COCO_V1, IMAGENET1K_V1, IMAGENET1K_V2, a weights",
+            id="boxes",
+        ),
+        pytest.param(
+            "coco", "yolo_n", "finetune", "expected imagenet, none, IMAGENET1K_V1, IMAGENET1K_V2, a w", id="yolo"
         ),
         pytest.param("IMAGENET1K_V9", "resnet18", "finetune", r"\(no model 'IMAGENET1K_V9' in .*none yet", id="entry"),
         pytest.param("a/b", "resnet18", "finetune", "or a model of the store .a model's name is letters", id="name"),
