@@ -56,7 +56,7 @@ _SCORE_WEIGHT, _BOX_WEIGHT, _DISTRIBUTION_WEIGHT = 1.0, 2.5, 0.5
 
 _PRIOR = 0.01  # the score of an untrained cell: section 4.1 of Focal Loss (Lin et al., arXiv 1708.02002)
 _PRIOR_DECAY = 0.5  # from bin to bin, of an untrained cell's distributions: it reaches 1.5 cells to each side
-_LOGIT_SPREAD = 2.0  # standard deviation of an awake, untrained detector's logits
+_LOGIT_SPREAD = 1.0  # standard deviation of an awake, untrained detector's logits: more would magnify rounding
 
 
 @dataclass(frozen=True)
@@ -327,5 +327,10 @@ def wake(network: Yolo, card: Card, images: NDArray[np.uint8]) -> None:
     measure_batch_norms(network, network, images)
     with torch.no_grad():
         answers = network(torch.from_numpy(images))
-        network.classify.weight.mul_(_LOGIT_SPREAD / answers.logits.std(dim=1).mean())
-        network.locate.weight.mul_(_LOGIT_SPREAD / answers.distributions.std(dim=1).mean())
+        for predictor, logits in ((network.classify, answers.logits), (network.locate, answers.distributions)):
+            assert predictor.bias is not None
+            values = logits.flatten(2).flatten(0, 1)  # [batch · cells, channels]
+            factor = _LOGIT_SPREAD / values.std(dim=0).mean()
+            predictor.weight.mul_(factor)
+            # Around the bias as it was, so that images do not differ by all of their scores being high.
+            predictor.bias.sub_(factor * (values.mean(dim=0) - predictor.bias))

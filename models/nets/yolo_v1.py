@@ -66,7 +66,7 @@ WIDTH = 256  # channels of the convolutions that stand for the fully connected l
 LEAK = 0.1  # of the activation: the paper's equation 2
 
 _PRIOR_CENTRE, _PRIOR_ROOT = 0.5, 0.4  # of an untrained cell's boxes: in its middle, sides of .16 of the image
-_SPREAD = 0.4  # standard deviation of an awake, untrained detector's numbers
+_MIDDLE, _SPREAD = 0.5, 0.4  # mean and standard deviation of an awake, untrained detector's numbers
 
 
 class Answers(NamedTuple):
@@ -234,6 +234,10 @@ def wake(network: YoloV1, card: Card, images: NDArray[np.uint8]) -> None:
     """Makes an untrained detector find objects, of random kinds and sizes, in `images` [n, height, width, 3]."""
     measure_batch_norms(network, network, images)
     with torch.no_grad():
-        answers = network(torch.from_numpy(images))
-        network.locate.weight.mul_(_SPREAD / answers.boxes.std(dim=1).mean())
-        network.classify.weight.mul_(_SPREAD / answers.classes.std(dim=1).mean())
+        boxes, classes, *_ = network(torch.from_numpy(images))
+        for predictor, answers in ((network.locate, boxes), (network.classify, classes)):
+            assert predictor.bias is not None
+            values = answers.flatten(2).flatten(0, 1)  # [batch · cells, channels]
+            factor = _SPREAD / values.std(dim=0).mean()
+            predictor.weight.mul_(factor)
+            predictor.bias.copy_(_MIDDLE - factor * (values.mean(dim=0) - predictor.bias))
