@@ -256,7 +256,7 @@ def test_data_sets_that_sql_cannot_tell_apart(tmp_path):
     store = str(tmp_path)
     for count, name in enumerate(("my-pets", "my.pets"), 1):
         publish(store, ["cat"] * count, name=name)
-    with pytest.raises(UsageError, match=r"could be the data set my-pets or the data set my\.pets, and SQL cannot tell"):
+    with pytest.raises(UsageError, match=r"could be the data set my-pets or the data set my\.pets, and SQL"):
         ask(store, "from my_pets_images")
     publish(store, ["cat"] * 3, name="my_pets")
     assert ask(store, "select count(*) from my_pets_images").rows == [(3,)]
