@@ -130,6 +130,11 @@ def test_help_of_predict_comes_from_the_settings(here, capsys):
             "--warmup-epochs inf: input should be a finite number",
             id="not finite",
         ),
+        pytest.param(
+            ["train", "d", "--model", "m", "--name", "n", "--seed", "99999999999999999999999", "--direct"],
+            "--seed 99999999999999999999999: input should be less than 4294967296",
+            id="seed too large",
+        ),
         pytest.param([*PREDICT, "more"], "Unused Tokens: ['more']", id="one too many"),
         pytest.param(
             ["predict", "a", "--model", "m", "--table", "1t"], "--table '1t': string should match", id="table"
