@@ -150,7 +150,7 @@ def _in_one_line(error: duckdb.Error, views: Views) -> PixelmillError:
     unknown = re.search(r"Table with name (\S+) does not exist", message)
     if unknown:
         tables = ", ".join(views.tables) or "none yet"
-        sets = ", ".join(map(sql_name, views.datasets)) or "none yet"
+        sets = ", ".join(dict.fromkeys(map(sql_name, views.datasets))) or "none yet"
         findings = " or ".join(f"T_{column}" for column in FINDINGS)
         others = ", ".join(views.of_store)
         return NotFound(

@@ -20,6 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from models.dataset import ANNOTATIONS_FILE, IMAGES_FILE, REJECTS_FILE
+from models.errors import UsageError
 from models.records import RESULT_FIELDS, part_schema
 from tasks import registry
 from tasks.datasets import datasets
@@ -90,9 +91,16 @@ class Views:
             "shards": self._shards,
         }
         self._makers = dict(self.of_store)
-        for dataset in sorted(self.datasets, key=lambda name: name == sql_name(name)):  # its own name comes first
+        by_name: dict[str, list[str]] = {}
+        for dataset in self.datasets:
+            by_name.setdefault(sql_name(dataset), []).append(dataset)
+        for name, alike in by_name.items():
             for suffix, file in OF_DATASET.items():
-                self._makers[f"{sql_name(dataset)}_{suffix}"] = partial(self._of_dataset, dataset, file)
+                if name in alike or len(alike) == 1:  # its own name comes first
+                    make = partial(self._of_dataset, name if name in alike else alike[0], file)
+                else:
+                    make = partial(_ambiguous, [f"the data set {dataset}" for dataset in sorted(alike)])
+                self._makers[f"{name}_{suffix}"] = make
         for table in self.tables:
             for column in FINDINGS:
                 self._makers[f"{table}_{column}"] = partial(self._findings, table, column)
@@ -101,11 +109,21 @@ class Views:
             self._makers[table] = partial(self._newest, table)
 
     def create(self, connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-        """Makes the views whose names stand in the SQL, anywhere."""
-        words = {word.lower() for word in re.findall(r"\w+", sql)}
-        for name, make in self._makers.items():
-            if name.lower() in words:
-                make(connection, name)
+        """Makes the views whose names stand in the SQL, anywhere. Raises UsageError where one could be several.
+
+        SQL knows no case: of names that differ by it alone, the one that is written just so is meant.
+        """
+        words = set(re.findall(r"\w+", sql))
+        lowered = {word.lower() for word in words}
+        wanted: dict[str, list[str]] = {}
+        for name in self._makers:
+            if name.lower() in lowered:
+                wanted.setdefault(name.lower(), []).append(name)
+        for names in wanted.values():
+            meant = [name for name in names if name in words] if len(names) > 1 else names
+            if len(meant) != 1:
+                _ambiguous(names, connection, (meant or names)[0])
+            self._makers[meant[0]](connection, meant[0])
 
     def _rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> tuple[str, bool]:
         """A query for all rows with `model` and `plan`, and whether an image may occur twice for a model."""
@@ -251,6 +269,11 @@ class Views:
 def sql_name(dataset: str) -> str:
     """The name of a data set as SQL can have it unquoted."""
     return re.sub(r"\W", "_", dataset)
+
+
+def _ambiguous(meanings: list[str], connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    """The maker of a view that SQL could not tell from another one."""
+    raise UsageError(f"{name} could be {' or '.join(meanings)}, and SQL cannot tell: give all but one another name")
 
 
 def _path(uri: str) -> str:

@@ -125,6 +125,16 @@ def test_help_of_predict_comes_from_the_settings(here, capsys):
         pytest.param([*PREDICT, "--slots", "0"], "--slots 0: input should be greater than or equal to 1", id="slots"),
         pytest.param([*PREDICT, "--engine", "x"], 'Choose from: "auto", "onnxruntime", "openvino"', id="choice"),
         pytest.param([*PREDICT, "--runner", "ray"], "--runner 'ray': ", id="runner"),
+        pytest.param(
+            ["train", "d", "--model", "m", "--name", "n", "--warmup-epochs", "inf", "--direct"],
+            "--warmup-epochs inf: input should be a finite number",
+            id="not finite",
+        ),
+        pytest.param(
+            ["train", "d", "--model", "m", "--name", "n", "--seed", "99999999999999999999999", "--direct"],
+            "--seed 99999999999999999999999: input should be less than 4294967296",
+            id="seed too large",
+        ),
         pytest.param([*PREDICT, "more"], "Unused Tokens: ['more']", id="one too many"),
         pytest.param(
             ["predict", "a", "--model", "m", "--table", "1t"], "--table '1t': string should match", id="table"

@@ -252,6 +252,16 @@ def test_queries(root, sql, expected):
     assert ask(root, sql).rows == expected
 
 
+def test_data_sets_that_sql_cannot_tell_apart(tmp_path):
+    store = str(tmp_path)
+    for count, name in enumerate(("my-pets", "my.pets"), 1):
+        publish(store, ["cat"] * count, name=name)
+    with pytest.raises(UsageError, match=r"could be the data set my-pets or the data set my\.pets, and SQL"):
+        ask(store, "from my_pets_images")
+    publish(store, ["cat"] * 3, name="my_pets")
+    assert ask(store, "select count(*) from my_pets_images").rows == [(3,)]
+
+
 def test_a_query_for_what_is_not_there_names_the_data_sets(tmp_path):
     publish(str(tmp_path), ["cat"])
     with pytest.raises(NotFound, match="data sets: pets, each D as D_images or D_annotations or D_rejects"):

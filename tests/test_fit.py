@@ -1,6 +1,7 @@
 """The training loop on a tiny network: what is learned follows from recipe and samples alone."""
 
 import errno
+import io
 import math
 import os
 from collections import Counter
@@ -454,6 +455,18 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"cannot write .*No space left on device; .*PIXELMILL_TRAINING"):
         write_whole(tmp_path / "file", lambda file: file.write(b"content"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_in_the_middle_of_a_checkpoint_is_one_line(tmp_path):
+    class Filling(io.BytesIO):
+        def write(self, data) -> int:
+            if self.tell() + len(data) > 10_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    with pytest.raises(StorageError, match="No space left on device"):
+        write_whole(tmp_path / "file", lambda file: torch.save({"weights": torch.zeros(10_000)}, Filling()))
     assert list(tmp_path.iterdir()) == []
 
 

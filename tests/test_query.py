@@ -212,6 +212,17 @@ def test_a_table_of_its_own_name_comes_first(tmp_path):
     assert rows(store, "select image from holiday_labels union all select image from models") == [("/x",), ("/y",)]
 
 
+def test_names_that_differ_by_case_alone(tmp_path):
+    store = str(tmp_path)
+    add(classified(store, "holiday"), [row("/small")])
+    add(classified(store, "Holiday"), [row("/large")])
+    assert rows(store, "select image from holiday") == [("/small",)]
+    assert rows(store, "select image from Holiday_all") == [("/large",)]
+    for sql in ("from HOLIDAY", "from holiday join Holiday using (model)"):
+        with pytest.raises(UsageError, match=r"(H|h)oliday could be .*oliday, and SQL cannot tell"):
+            rows(store, sql)
+
+
 def test_only_what_the_sql_names_is_read(tmp_path, monkeypatch):
     store = str(tmp_path)
     for name in ("holiday", "other"):

@@ -17,9 +17,15 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, write)
-    except OSError as error:
+    except Exception as error:
+        # PyTorch's writer closes its archive after a write that failed, and complains of that instead.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
         raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free some space, "
+            f"cannot write {path}: {cause.strerror or cause}; free some space, "
             "or set PIXELMILL_TRAINING to a folder that has it"
         ) from None
 

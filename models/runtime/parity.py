@@ -199,7 +199,7 @@ def check_parity(
     if record["compared"] == 0:
         raise ParityError(
             f"{card.architecture} was not published: it finds nothing in any image, or the same in all, "
-            "so nothing could be compared"
+            "so nothing could be compared: train it for longer, or start from other weights"
         )
     return record
 

@@ -27,9 +27,9 @@ def uri_field(description: str) -> tuple:
 
 
 class Settings(BaseModel):
-    """Checked on construction, never changed, and without a field that it does not know."""
+    """Checked on construction, never changed, without a field that it does not know, and every number finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StoreSettings(Settings):

@@ -57,7 +57,7 @@ class IngestSettings(Settings):
         Field(description="Shares of the splits, where the source brings none of its own."),
         AfterValidator(_is_split),
     ] = "train=.8,val=.1,test=.1"
-    seed: Annotated[int, Field(ge=0, description="Another seed, other splits.")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="Another seed, other splits.")] = 0
     copy_images: Annotated[
         bool,
         Field(description="Copy the images into the store; else the data set points to where they are."),

@@ -78,7 +78,7 @@ class Training(Settings):
         Field(description="Of the arithmetic; auto: bf16 or fp16 where the device is built for it."),
     ] = "auto"
     device: Annotated[Device, Field(description="auto takes all GPUs that are there, else the CPU.")] = "auto"
-    seed: Annotated[int, Field(ge=0, description="The same seed on the same machine gives the same model.")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="The same seed and machine give the same model.")] = 0
     resume: Annotated[bool, Field(description="Go on from the last epoch of a training that was interrupted.")] = True
     promote_if_better: Annotated[
         bool,
