@@ -470,6 +470,10 @@ def test_no_more_places_than_thirteen_learn_an_object():
     boxes = torch.stack([torch.zeros(40), torch.zeros(40), torch.arange(40) + 1.0, torch.full((40,), 8.0)], dim=1)
     found = assign(torch.full((40, 1), 0.5), boxes, centres, target([[0, 0, 80, 8]], [0]), 8.0)
     assert (found.objects >= 0).nonzero().flatten().tolist() == list(range(27, 40))
+    # Those outside do not count among the thirteen, however well they see it.
+    boxes[:20] = torch.tensor([70.0, 0, 80, 8])
+    found = assign(torch.full((40, 1), 0.5), boxes, centres, target([[70, 0, 80, 8]], [0]), 8.0)
+    assert (found.objects >= 0).nonzero().flatten().tolist() == list(range(35, 40))
 
 
 def test_every_object_has_a_place_however_small():
