@@ -14,7 +14,10 @@ from models.records import Task
 #   targets(images, annotations, classes) → one target per row of `images` (Arrow tables of models.dataset)
 #   augmentation(name, rule, flip) → see models.learning.augment
 #   learner(network, parts, card, recipe) → a Learner
-LEARNERS: dict[Task, str] = {Task.CLASSIFY: "classification"}
+LEARNERS: dict[Task, str] = {
+    Task.CLASSIFY: "classification",
+    Task.SEMANTIC: "segmentation",
+}
 
 
 def task_module(task: Task) -> ModuleType:
