@@ -22,7 +22,7 @@ from models.dataset import Dataset
 from models.errors import ModelError, StorageError, UsageError
 from models.learning.metrics import task_module
 from models.progress import Report, Step, silent
-from models.records import RESULT_FIELDS, Status
+from models.records import RESULT_FIELDS, Status, Task
 from models.settings.common import Device
 from models.settings.common import Engine as EngineName
 from models.settings.export import EvaluateSettings
@@ -37,6 +37,14 @@ log = logging.getLogger("pixelmill")
 
 _SCRATCH_TABLE = "evaluation"
 _EXACT_ENGINE: EngineName = "onnxruntime"  # its figures are kept
+
+# What a data set must have to say what a model should answer: a field of Dataset, and its name for people.
+_NEEDS: dict[Task, tuple[tuple[str, str], ...]] = {
+    Task.CLASSIFY: (("has_labels", "labels"),),
+    Task.DETECT: (("has_boxes", "boxes"),),
+    Task.INSTANCE: (("has_boxes", "boxes"), ("has_masks", "masks")),  # without boxes a mask holds all of its class
+    Task.SEMANTIC: (("has_masks", "masks"),),
+}
 
 
 @dataclass(frozen=True)
@@ -148,12 +156,15 @@ def labelled_images(store: str, card: Card, dataset: Dataset, split: str) -> pa.
     """The images of a split that say what the model should answer. Raises UsageError if there are none."""
 
     task_module(card.task)  # a task that cannot be measured is said first
-    if not dataset.has_labels:
+    lacking = [what for field, what in _NEEDS[card.task] if not getattr(dataset, field)]
+    if lacking:
         raise UsageError(
-            f"{card.reference} is a {card.task} model, and the images of {dataset.reference} have no labels"
+            f"{card.reference} is a model of task {card.task}, and the images of {dataset.reference} have no "
+            f"{' and no '.join(lacking)} to compare its answers with"
         )
     images = datasets.read_images(store, dataset, split)
-    images = images.filter(pc.is_valid(images.column("label")))
+    if card.task == Task.CLASSIFY:  # of objects an image may also have none
+        images = images.filter(pc.is_valid(images.column("label")))
     if not images.num_rows:
         has = ", ".join(f"{name} {count}" for name, count in dataset.splits.items()) or "none"
         raise UsageError(f"{dataset.reference} has no labelled images in its split {split}; its splits: {has}")
@@ -165,10 +176,12 @@ def _predict_settings(
 ) -> PredictSettings:
     pixels = pc.max(pc.multiply(images.column("width").cast(pa.int64()), images.column("height").cast(pa.int64())))
     default = PredictSettings.model_fields["max_pixels"].default
+    is_scored = "score" in predict.RESULT_SETTINGS[card.task]
     return PredictSettings(
         source=source,
         model=card.reference,
         table=table,
+        score=card.score_floor if is_scored else None,  # average precision looks at all findings
         top_k=len(card.labels),  # calibration looks at all probabilities
         max_pixels=max(default, pixels.as_py() or 0),  # what ingest accepted is no mistake of the model
         engine=engine,
@@ -238,8 +251,16 @@ def _compared(
         )
     ]
     rows = rows.set_column(rows.schema.get_field_index("status"), "status", pa.array(statuses, pa.string()))
+    annotations = datasets.read_annotations(store, dataset)
     figures = task_module(card.task).measure(
-        rows, images, None, card.labels, dataset.classes, card.metrics.get("temperature"), split == "val"
+        rows,
+        images,
+        annotations.filter(pc.is_in(annotations.column("image"), value_set=images.column("image").combine_chunks())),
+        card.labels,
+        dataset.classes,
+        temperature=card.metrics.get("temperature"),
+        fit=split == "val",
+        score=card.score,
     )
     by_status = {str(status): statuses.count(status) for status in sorted(set(statuses))}
     if figures["not_ok"]:

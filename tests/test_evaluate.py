@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.card import ONNX_FILE, Card
+from models.card import ONNX_FILE
+from models.dataset import ANNOTATIONS_SCHEMA
 from models.errors import ModelError, NotFound, StorageError, UsageError
 from models.learning import classification_metrics, metrics
 from models.learning.classification_metrics import at_temperature, expected_calibration_error, fitted_temperature
@@ -47,11 +48,12 @@ def figures(true: list[str], answers: list[dict[str, float] | None], labels: lis
     return classification_metrics.measure(
         pa.Table.from_pylist(rows[::-1], schema=kept),
         pa.table({"image": names, "label": true}),
-        None,
+        ANNOTATIONS_SCHEMA.empty_table(),
         labels,
         classes or labels,
         options.get("temperature"),
-        options.get("fit_temperature", False),
+        options.get("fit", False),
+        0.25,
     )
 
 
@@ -119,7 +121,7 @@ def test_images_without_a_prediction_count_as_wrong():
 
 
 def test_no_prediction_at_all():
-    found = figures(["a", "b"], [None, None], ABC, fit_temperature=True)
+    found = figures(["a", "b"], [None, None], ABC, fit=True)
     assert (found["top1"], found["not_ok"], found["ece"], found["temperature"]) == (0.0, 2, None, None)
 
 
@@ -147,7 +149,8 @@ def test_two_outputs_of_one_name_are_added():
     assert found["top1"] == 0.0
     row = pa.table({"image": ["/0.png"], "status": ["ok"], "labels": [[{"label": n, "score": s} for n, s in AAB]]})
     image = pa.table({"image": ["/0.png"], "label": ["a"]})
-    twice = classification_metrics.measure(row, image, None, ["a", "b", "a"], ["a", "b"], None, False)
+    nothing = ANNOTATIONS_SCHEMA.empty_table()
+    twice = classification_metrics.measure(row, image, nothing, ["a", "b", "a"], ["a", "b"], None, False, 0.25)
     assert twice["top1"] == 1.0
 
 
@@ -406,7 +409,7 @@ def test_an_engine_that_cannot_load_the_file_is_said(store, squares, tmp_path):
         measure(colour_card(), tmp_path / "broken.onnx", store, squares, "test")
 
 
-def test_a_task_without_metrics(store, squares, tmp_path):
-    card: Card = replace(colour_card(), task=Task.DETECT)
-    with pytest.raises(UsageError, match="models of task detect cannot be measured; those of task classify can"):
-        evaluation.labelled_images(store, card, squares, "test")
+def test_a_task_without_metrics(store, squares, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "MEASURES", {Task.DETECT: "detection_metrics"})
+    with pytest.raises(UsageError, match="models of task classify cannot be measured; those of task detect can"):
+        evaluation.labelled_images(store, colour_card(), squares, "test")

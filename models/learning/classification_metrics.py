@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from models.errors import UsageError
+from models.learning.metrics import unknown_classes
 from models.records import Status
 
 CALIBRATION_BINS = 15
@@ -22,17 +22,19 @@ _NOT_OK = "(not predicted)"
 def measure(
     rows: pa.Table,  # image, status, labels
     images: pa.Table,  # image, label
-    annotations: pa.Table | None,
+    annotations: pa.Table,
     labels: Sequence[str],
     classes: Sequence[str],
     temperature: float | None,
-    fit_temperature: bool,
+    fit: bool,
+    score: float,
 ) -> dict[str, Any]:
     """The figures of one split, plain JSON; see models.learning.metrics.Measure.
 
     An image without a prediction counts as wrong, as does every image of a class that the model does not know.
     `temperature` T divides log-probabilities (Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 9);
-    fit_temperature: fit it on these rows instead. Calibration is measured on the other images.
+    fit: fit it on these rows instead. Calibration is measured on the other images. The score and the annotations are
+    not looked at.
 
     Keys: images, not_ok, top1, top5 (null for five classes or fewer), macro (precision, recall, f1: means over the
     classes that have examples), per_class (class → precision, recall, f1, support), confusion (rows: true classes,
@@ -40,12 +42,7 @@ def measure(
     ece_at_temperature, unknown_classes.
     """
     known = list(dict.fromkeys(labels))  # a model may have two outputs of one name
-    unknown = [name for name in classes if name not in set(known)]
-    if len(unknown) == len(classes):
-        raise UsageError(
-            f"the model and the data set have no class in common: the model knows {_some(known)}, "
-            f"the data set has {_some(list(classes))}"
-        )
+    unknown = unknown_classes(labels, classes)
     names = known + unknown
     index = {name: number for number, name in enumerate(names)}
     row_of = {image: number for number, image in enumerate(rows.column("image").to_pylist())}
@@ -67,7 +64,7 @@ def measure(
         "not_ok": int((~is_ok).sum()),
         **_accuracy(probabilities, true, is_ok, len(known)),
         **_by_class(probabilities, true, is_ok, names, list(classes)),
-        **_calibration(probabilities[comparable, : len(known)], true[comparable], temperature, fit_temperature),
+        **_calibration(probabilities[comparable, : len(known)], true[comparable], temperature, fit),
         "unknown_classes": unknown,
     }
 
@@ -136,11 +133,11 @@ def _calibration(
     probabilities: NDArray[np.float64],  # [images, names]
     true: NDArray[np.int64],  # [images]
     temperature: float | None,
-    fit_temperature: bool,
+    fit: bool,
 ) -> dict[str, float | None]:
     if not len(true):
         return {"ece": None, "temperature": temperature, "ece_at_temperature": None}
-    if fit_temperature:
+    if fit:
         temperature = fitted_temperature(probabilities, true)
     return {
         "ece": expected_calibration_error(probabilities, true),
@@ -193,8 +190,3 @@ def fitted_temperature(probabilities: NDArray[np.float64], true: NDArray[np.int6
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return float(2 / (low + high))
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} … ({len(names)})"

@@ -3,7 +3,7 @@
 card.metrics = {
     "dataset": "NAME@VERSION",   what it was measured on
     "val": {…}, "test": {…},     the figures of a split, as `measure` of the task gives them
-    "temperature": 1.3,          fitted on the validation split; null where it could not be
+    "temperature": 1.3,          of classifiers: fitted on the validation split; null where it could not be
     "gate": {…},                 of variants only: the exact model and the variant side by side, see tasks.export
 }
 The figures of a split are plain JSON: the main metric under its name in MAIN_METRIC, "images", "not_ok", "engine", and
@@ -27,7 +27,12 @@ from models.records import Task
 MEASURES: dict[Task, str] = {Task.CLASSIFY: "classification_metrics"}
 
 # Decides what is promoted and what an export may lose; 0 to 1, higher is better.
-MAIN_METRIC: dict[Task, str] = {Task.CLASSIFY: "top1"}
+MAIN_METRIC: dict[Task, str] = {
+    Task.CLASSIFY: "top1",
+    Task.DETECT: "ap",
+    Task.INSTANCE: "mask_ap",
+    Task.SEMANTIC: "miou",
+}
 
 
 class Measure(Protocol):
@@ -37,14 +42,20 @@ class Measure(Protocol):
         self,
         rows: pa.Table,
         images: pa.Table,
-        annotations: pa.Table | None,
+        annotations: pa.Table,
         labels: Sequence[str],
         classes: Sequence[str],
         temperature: float | None,
-        fit_temperature: bool,
+        fit: bool,
+        score: float,
     ) -> dict[str, Any]:
-        """`rows`: image, status and the task's result column, one row per image of `images` (IMAGES_SCHEMA) in any
-        order; `labels`: the model's; `classes`: the data set's. Raises UsageError where the two have none in common.
+        """The figures of one split.
+
+        `rows`: image, status and the task's result column, one row per image of `images` (IMAGES_SCHEMA) in any order;
+        of an image that has another status than ok nothing was found. `annotations` (ANNOTATIONS_SCHEMA): those of
+        these images. `labels`: the model's; `classes`: the data set's. `temperature`, `score`: those of the model's
+        card; findings below the score are among the rows. `fit`: these images may also say which temperature or score
+        is best. Raises UsageError where labels and classes have none in common.
         """
 
 
@@ -58,6 +69,23 @@ def task_module(task: Task) -> Any:
     if find_spec("torchmetrics") is None:
         raise ModelError("measuring a model needs torchmetrics: pip install 'pixelmill[train]'")
     return import_module(f"models.learning.{MEASURES[task]}")
+
+
+def unknown_classes(labels: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """The classes of a data set that a model with these labels does not know. Raises UsageError if it knows none."""
+    known = set(labels)
+    unknown = [name for name in classes if name not in known]
+    if len(unknown) == len(classes):
+        raise UsageError(
+            f"the model and the data set have no class in common: the model knows {_some(list(dict.fromkeys(labels)))},"
+            f" the data set has {_some(list(classes))}"
+        )
+    return unknown
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} … ({len(names)})"
 
 
 @dataclass(frozen=True)
