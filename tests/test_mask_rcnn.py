@@ -120,4 +120,4 @@ def test_the_large_network_agrees_too(tmp_path, monkeypatch):
 
 def test_the_catalogue_has_both():
     assert catalog.entry("maskrcnn_resnet50").data == "coco"
-    assert catalog.entry("maskrcnn_resnet18").data is None
+    assert catalog.entry("maskrcnn_resnet18").data == "imagenet"  # of its backbone: nobody publishes the whole
