@@ -24,7 +24,10 @@ from models.records import Task
 
 # Task → its module of models.learning with the functions `measure` (a Measure), and
 #   per_class(metrics) → the figure of each class that the gate of an export shows, by the name of the class
-MEASURES: dict[Task, str] = {Task.CLASSIFY: "classification_metrics"}
+MEASURES: dict[Task, str] = {
+    Task.CLASSIFY: "classification_metrics",
+    Task.SEMANTIC: "segmentation_metrics",
+}
 
 # Decides what is promoted and what an export may lose; 0 to 1, higher is better.
 MAIN_METRIC: dict[Task, str] = {

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from models.errors import UsageError
+from models.learning.metrics import unknown_classes
 from models.learning.segmentation_boundaries import border, boundary_f1
 from models.learning.segmentation_regions import IGNORED, Regions, draw, regions_of
 from models.records import Status
@@ -35,18 +35,13 @@ def measure(
     pixel is wrong, and so is every pixel of a class that the model does not know. There is no temperature and no score.
 
     Keys: images, not_ok, miou (intersection over union, as in PASCAL VOC: the mean over the background and the classes
-    that the split shows), mean_dice (likewise), pixel_accuracy, boundary_f1 (the mean over the classes that the split
-    shows, without the background, whose borders are theirs; see models.learning.segmentation_boundaries), per_class (background and
-    class → iou, dice, precision, recall, boundary_f1: its mean over the images that show a border of the class or in
-    which one was found, and share: of the judged pixels), confusion (rows: true classes, columns: found ones, then
-    other labels of the model and images without a prediction; counts of pixels), unknown_classes.
+    that the split shows), mean_dice (likewise), pixel_accuracy, boundary_f1 (see segmentation_boundaries; the mean over
+    the classes that the split shows, without the background, whose borders are theirs), per_class (background and class
+    → iou, dice, precision, recall, boundary_f1: its mean over the images that show a border of the class or in which
+    one was found, and share: of the judged pixels), confusion (rows: true classes, columns: found ones, then other
+    labels of the model and images without a prediction; counts of pixels), unknown_classes.
     """
-    unknown = [name for name in classes if name not in set(labels)]
-    if len(unknown) == len(classes):
-        raise UsageError(
-            f"the model and the data set have no class in common: the model knows {_some(labels)}, "
-            f"the data set has {_some(classes)}"
-        )
+    unknown = unknown_classes(labels, classes)
     value_of = {name: number for number, name in enumerate(classes, 1)}
     other, not_ok = len(classes) + 1, len(classes) + 2  # columns of the confusion
     counts = np.zeros((IGNORED + 1, not_ok + 1), np.int64)  # true × found pixels
@@ -142,8 +137,3 @@ def _figures(
 
 def _shares(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} … ({len(names)})"
