@@ -37,9 +37,10 @@ def write_digits(folder: Path, per_class: int | None = None) -> int:
 
 
 def write_scenes(folder: Path, count: int, seed: int = 0) -> int:
-    """Writes photographs with digits pasted onto them, and their boxes and masks as COCO; returns how many digits.
+    """Writes photographs with digits pasted onto them, labelled twice, and returns how many digits.
 
-    images/0000.jpg …, instances.json. Files that are there stay. Raises PixelmillError as `write_digits` does.
+    images/0000.jpg …; instances.json: which digit is where, as COCO; masks/0000.png … with classes.txt: which pixels are
+    ink. Files that are there stay. Raises PixelmillError as `write_digits` does.
     """
     levels, classes = _digits()
     photographs = _photographs()
@@ -51,24 +52,30 @@ def write_scenes(folder: Path, count: int, seed: int = 0) -> int:
         top, left = (generator.integers(0, side - SCENE_SIDE) for side in photograph.shape[:2])
         scene = photograph[top : top + SCENE_SIDE, left : left + SCENE_SIDE].copy()  # [side, side, 3]
         taken = np.zeros((SCENE_SIDE, SCENE_SIDE), bool)
+        inked = np.zeros((SCENE_SIDE, SCENE_SIDE), bool)
         name = f"{number:04d}.jpg"
         images.append({"id": number + 1, "file_name": name, "width": SCENE_SIDE, "height": SCENE_SIDE})
-        for _ in range(int(generator.integers(2, 8))):
+        for _ in range(int(generator.integers(8, 25))):  # many find no place
             chosen = int(generator.integers(len(levels)))
-            side = int(generator.integers(28, 80))
+            side = int(generator.integers(56, 112))
             ink = _enlarged(levels[chosen], side)  # [side, side], 0…1
             y, x = (int(generator.integers(0, SCENE_SIDE - side)) for _ in range(2))
             if taken[y : y + side, x : x + side].any():
                 continue
             taken[y : y + side, x : x + side] = True
-            colour = generator.integers(0, 256, 3)
             place = scene[y : y + side, x : x + side]
+            dark, light = generator.integers(0, 100, 3), generator.integers(156, 256, 3)
+            colour = dark if place.mean() > 110 else light
             place[:] = (place * (1 - ink[..., None]) + colour * ink[..., None]).astype(np.uint8)
+            inked[y : y + side, x : x + side] = ink > _INK
             annotations.append(_annotation(len(annotations) + 1, number + 1, int(classes[chosen]), ink > _INK, y, x))
         _write(folder / "images" / name, _encoded(Image.fromarray(scene), "JPEG"))
+        mask = Image.fromarray(inked.astype(np.uint8) * 255)
+        _write(folder / "masks" / f"{number:04d}.png", _encoded(mask, "PNG"))
     categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
     coco = {"images": images, "annotations": annotations, "categories": categories}
     _write(folder / "instances.json", json.dumps(coco).encode())
+    _write(folder / "classes.txt", b"ink,255\n")
     return len(annotations)
 
 

@@ -38,3 +38,10 @@ def test_scenes_hold_what_their_annotations_say(tmp_path):
         assert row["area"] == mask.sum() > 0
         taken[next(path for path in taken if str(path) == row["image"])] += mask
     assert all(mask.max() == 1 for mask in taken.values())  # none covers another
+
+    as_masks = IngestSettings(source=str(tmp_path / "scenes"), name="ink", format="masks")
+    ingested = ingest(store, as_masks)
+    assert (ingested.images, ingested.annotations, ingested.rejected, ingested.classes) == (4, 4, 0, ["ink"])
+    for row in datasets.read_annotations(store, datasets.resolve(store, "ink")).to_pylist():
+        inked = next(taken[path] for path in taken if str(path) == row["image"])
+        assert np.array_equal(decode(row["mask"], SCENE_SIDE, SCENE_SIDE), inked)
