@@ -1,8 +1,9 @@
 """Preparing images in a child process, so that one that kills, blocks or bloats its decoder costs one row.
 
-The parent sends the bytes of a file, the child answers with geometry and pixels, each as a message with its length
-before it, over two pipes. A child that dies is replaced before the next image. It is a fresh interpreter, not a fork,
-which threads make unsafe; it inherits no environment but what an interpreter needs, so no credentials either.
+The parent sends the bytes of a file, the child answers with geometry and pixels of each view, and that it was the last,
+each as a message with its length before it, over two pipes. A child that dies is replaced before the next image. It is
+a fresh interpreter, not a fork, which threads make unsafe; it inherits no environment but what an interpreter needs, so
+no credentials either.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
@@ -24,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import PixelmillError, Rejected
-from models.imaging.geometry import Geometry, ResizeRule
+from models.imaging.geometry import Geometry, ResizeRule, Tile
 from models.imaging.prepare import Limits, Preparer
+from models.imaging.tiles import Tiling
 from models.records import Status
 
 COMMAND = (sys.executable, "-m", "tasks.isolation")
@@ -41,15 +43,17 @@ class _Gone(Exception):
 
 
 class IsolatedPreparer:
-    """`Preparer.prepare` in a child process: one for each thread. Close it, or use it in a `with` block.
+    """`Preparer` in a child process: one for each thread. Close it, or use it in a `with` block.
 
-    memory_mb: what one image may allocate, on top of the interpreter; cpu_s: its processor time; wall_s: all its time.
+    memory_mb: what one image may allocate, on top of the interpreter; cpu_s: its processor time; wall_s: all its time
+    up to a view.
     """
 
     def __init__(
         self,
         rule: ResizeRule,
         limits: Limits | None = None,
+        tiling: Tiling | None = None,
         *,
         memory_mb: int = 2048,
         cpu_s: int = 30,
@@ -57,6 +61,7 @@ class IsolatedPreparer:
     ):
         self.rule = rule
         self.limits = limits or Limits()
+        self.tiling = tiling
         self.memory_mb = memory_mb
         self.cpu_s = cpu_s
         self.wall_s = wall_s
@@ -69,19 +74,22 @@ class IsolatedPreparer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def prepare(self, data: bytes, out: NDArray[np.uint8]) -> Geometry:
-        """As `Preparer.prepare`; where the child did not survive the image, Rejected is corrupt and says how it ended.
+    def views(self, data: bytes, next_out: Callable[[], NDArray[np.uint8]]) -> Iterator[Geometry]:
+        """As `Preparer.views`; where the child did not survive the image, Rejected is corrupt and says how it ended.
 
         Raises PixelmillError where no child can be started.
         """
         if self._child is None or self._child.poll() is not None:
             self.close()
             self._start()
-        deadline = time.monotonic() + self.wall_s
         try:
+            deadline = time.monotonic() + self.wall_s
             self._send(data, deadline)
-            answer = json.loads(self._receive(deadline))
-            pixels = self._receive(deadline) if "geometry" in answer else b""
+            while "geometry" in (answer := json.loads(self._receive(deadline))):
+                pixels = np.frombuffer(self._receive(deadline), np.uint8)
+                next_out()[:] = pixels.reshape(self.rule.height, self.rule.width, 3)
+                yield _geometry(**answer["geometry"])
+                deadline = time.monotonic() + self.wall_s
         except _Gone:
             raise Rejected(Status.CORRUPT, self._how_it_ended()) from None
         except TimeoutError:
@@ -96,8 +104,6 @@ class IsolatedPreparer:
         if "rejected" in answer:
             status, reason = answer["rejected"]
             raise Rejected(Status(status), reason)
-        out[:] = np.frombuffer(pixels, np.uint8).reshape(self.rule.height, self.rule.width, 3)
-        return Geometry(**answer["geometry"])
 
     def close(self) -> None:
         """Ends the child and waits until it is gone."""
@@ -108,6 +114,7 @@ class IsolatedPreparer:
         settings = {
             "rule": asdict(self.rule),
             "limits": asdict(self.limits),
+            "tiling": self.tiling and asdict(self.tiling),
             "memory_mb": self.memory_mb,
             "cpu_s": self.cpu_s,
         }
@@ -182,6 +189,11 @@ class IsolatedPreparer:
         return bytes(message)
 
 
+def _geometry(tile: dict[str, Any] | None, **values: Any) -> Geometry:
+    """From JSON."""
+    return Geometry(**values, tile=Tile(**{name: tuple(sides) for name, sides in tile.items()}) if tile else None)
+
+
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Also at the end of the program, and when nobody holds the preparer any more."""
     child.kill()
@@ -208,16 +220,19 @@ def serve() -> None:
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
-    preparer = Preparer(ResizeRule(**settings["rule"]), Limits(**settings["limits"]))
+    tiling = Tiling(**settings["tiling"]) if settings["tiling"] else None
+    preparer = Preparer(ResizeRule(**settings["rule"]), Limits(**settings["limits"]), tiling)
     out = np.empty((preparer.rule.height, preparer.rule.width, 3), np.uint8)
     _limit_memory(settings["memory_mb"])
     _write(answers, b"ready")
     while length := requests.read(_LENGTH.size):
         _limit_cpu(settings["cpu_s"])
-        answer: dict[str, Any]
+        answer: dict[str, Any] = {"end": True}
         try:
             data = requests.read(*_LENGTH.unpack(length))
-            answer = {"geometry": asdict(preparer.prepare(data, out))}
+            for geometry in preparer.views(data, lambda: out):
+                _write(answers, json.dumps({"geometry": asdict(geometry)}).encode())
+                _write(answers, out.tobytes())
         except MemoryError:
             answer = {"out_of_memory": True}
         except Rejected as rejected:
@@ -226,8 +241,6 @@ def serve() -> None:
             else:
                 answer = {"rejected": [rejected.status, rejected.reason]}
         _write(answers, json.dumps(answer).encode())
-        if "geometry" in answer:
-            _write(answers, out.tobytes())
 
 
 def _write(pipe: BinaryIO, message: bytes) -> None:

@@ -23,6 +23,7 @@ from models.errors import Rejected, StorageError, TransientError
 from models.imaging.geometry import Geometry
 from models.records import ListedImage, Status
 from models.runtime.predictor import Predictor, one_line
+from models.runtime.results import Finding
 from tasks.bounded_queue import BoundedQueue, Finished
 from tasks.shard_rows import Outcome, ShardRows
 from tasks.storage import Storage, open_storage
@@ -39,8 +40,8 @@ OUTAGE_AFTER = 8  # images in a row that could not be read: the storage is at fa
 class ImagePreparer(Protocol):
     """Bytes of an image → the model's input; one per thread."""
 
-    def prepare(self, data: bytes, out: NDArray[np.uint8]) -> Geometry:
-        """Fills `out` [height, width, 3]. Raises Rejected."""
+    def views(self, data: bytes, next_out: Callable[[], NDArray[np.uint8]]) -> Iterator[Geometry]:
+        """Fills what `next_out` gives, [height, width, 3], once per view of the image. Raises Rejected."""
         ...
 
 
@@ -60,6 +61,17 @@ class Item:
     index: int
     data: bytes
     outcome: Outcome  # without a status of its own yet
+
+
+@dataclass(slots=True)
+class Seen:
+    """An image between its decoding and its row. The model sees it whole or in tiles, perhaps in several batches."""
+
+    item: Item
+    findings: list[tuple[Geometry, Finding | Rejected]]
+    views: int = 0  # decoded so far
+    is_decoded: bool = False  # no view will follow
+    is_settled: bool = False
 
 
 class Pipeline:
@@ -221,62 +233,94 @@ class Pipeline:
         preparer = self._make_preparer()
         rule = self.predictor.card.input
         images = np.empty((self._batch_size, rule.height, rule.width, 3), np.uint8)
-        while True:
-            batch, geometries, at_end = self._fill(preparer, images)
-            if batch:
-                self._predict(batch, images[: len(batch)], geometries)
-            if at_end:
-                return
+        for batch in self._batches(preparer, images):
+            self._predict(batch, images[: len(batch)])
 
-    def _fill(self, preparer: ImagePreparer, images: NDArray[np.uint8]) -> tuple[list[Item], list[Geometry], bool]:
-        """Decodes waiting images into `images` [batch, height, width, 3]; short if none waits. True: the last."""
-        batch: list[Item] = []
-        geometries: list[Geometry] = []
-        limit = min(self._batch_size, self.predictor.max_batch or self._batch_size)
-        while len(batch) < limit:
+    def _batches(self, preparer: ImagePreparer, images: NDArray[np.uint8]) -> Iterator[list[tuple[Seen, Geometry]]]:
+        """Decodes waiting images into `images` [batch, height, width, 3]; a batch is short if none waits.
+
+        An image of many tiles reaches over several batches, of which one may begin with the end of another image.
+        """
+        batch: list[tuple[Seen, Geometry]] = []
+        while True:
             start = time.perf_counter()
             try:
                 item = self._to_predict.get(PATIENCE_S if batch else None)
             except Finished:
-                return batch, geometries, True
+                if batch:
+                    yield batch
+                return
             if self.tally.images:  # before the first image is through, the wait is for the start, not for storage
                 self.tally.spend("wait", time.perf_counter() - start)
             if item is None:
-                break
+                yield batch
+                batch.clear()
+                continue
             if item.rows.failure:
                 self._drop(item.rows)
                 continue
+            seen = Seen(item, [])
+            for geometry in self._views(preparer, seen, lambda: images[len(batch)]):
+                batch.append((seen, geometry))
+                if len(batch) >= min(self._batch_size, self.predictor.max_batch or self._batch_size):
+                    yield batch
+                    batch.clear()
+
+    def _views(
+        self, preparer: ImagePreparer, seen: Seen, next_out: Callable[[], NDArray[np.uint8]]
+    ) -> Iterator[Geometry]:
+        """The views of one image; what goes wrong with them is its row."""
+        item = seen.item
+        views = preparer.views(item.data, next_out)
+        while True:
             try:
                 with self._busy("decode", item.rows):
-                    geometry = preparer.prepare(item.data, images[len(batch)])
+                    geometry = next(views, None)
             except Rejected as rejection:
-                outcome = item.outcome._replace(status=rejection.status, error=rejection.reason)
-                self._settle(item.rows, item.index, outcome)
-                continue
+                self._refuse(seen, rejection.status, rejection.reason)
+                return
             except Exception as error:  # decoders raise what they like, MemoryError too; it costs one row, not the run
                 reason = f"the decoder failed: {type(error).__name__}: {one_line(error)}"
-                self._settle(item.rows, item.index, item.outcome._replace(status=Status.CORRUPT, error=reason))
-                continue
-            batch.append(item)
-            geometries.append(geometry)
-        return batch, geometries, False
+                self._refuse(seen, Status.CORRUPT, reason)
+                return
+            if geometry is None:
+                break
+            seen.views += 1
+            yield geometry
+        seen.is_decoded = True
+        self._conclude(seen)
 
-    def _predict(self, batch: list[Item], images: NDArray[np.uint8], geometries: list[Geometry]) -> None:
+    def _refuse(self, seen: Seen, status: Status, reason: str) -> None:
+        seen.is_settled = True
+        self._settle(seen.item.rows, seen.item.index, seen.item.outcome._replace(status=status, error=reason))
+
+    def _predict(self, batch: list[tuple[Seen, Geometry]], images: NDArray[np.uint8]) -> None:
         if self._announce:
-            for item in batch:
-                self._listener.predicting(item.rows.shard, item.index)
+            for seen, _ in batch:
+                self._listener.predicting(seen.item.rows.shard, seen.item.index)
         with self._device:
             start = time.perf_counter()
-            findings = self.predictor.predict(images, geometries)
+            findings = self.predictor.predict(images, [geometry for _, geometry in batch])
             share = (time.perf_counter() - start) / len(batch)
-        for item, geometry, finding in zip(batch, geometries, findings, strict=True):
-            self._spend("infer", item.rows, share)
-            outcome = item.outcome._replace(width=geometry.width, height=geometry.height)
-            if isinstance(finding, Rejected):
-                outcome = outcome._replace(status=finding.status, error=finding.reason)
-            else:
-                outcome = outcome._replace(finding=finding)
-            self._settle(item.rows, item.index, outcome)
+        for (seen, geometry), finding in zip(batch, findings, strict=True):
+            self._spend("infer", seen.item.rows, share)
+            seen.findings.append((geometry, finding))
+            self._conclude(seen)
+
+    def _conclude(self, seen: Seen) -> None:
+        """Settles the row of an image once all of its views are decoded and predicted."""
+        if seen.is_settled or not seen.is_decoded or len(seen.findings) < seen.views:
+            return
+        seen.is_settled = True
+        with self._busy("infer", seen.item.rows):
+            finding = self.predictor.merge(seen.findings)
+        geometry, _ = seen.findings[0]
+        outcome = seen.item.outcome._replace(width=geometry.width, height=geometry.height)
+        if isinstance(finding, Rejected):
+            outcome = outcome._replace(status=finding.status, error=finding.reason)
+        else:
+            outcome = outcome._replace(finding=finding)
+        self._settle(seen.item.rows, seen.item.index, outcome)
 
     def _settle(self, rows: ShardRows, index: int, outcome: Outcome) -> None:
         self.tally.settle(outcome.status)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from models.errors import NotFound, UsageError
 from models.records import Task
-from models.settings.predict import PredictSettings
+from models.settings.predict import OVERLAP, PredictSettings
 from tasks import registry
 from tasks.datasets import datasets
 from tasks.listing import LIST_EXTENSIONS, list_source
@@ -29,9 +29,9 @@ from tasks.work import work as work_through
 # The settings that change results, by task; a table keeps them, and refuses others.
 RESULT_SETTINGS: dict[Task, tuple[str, ...]] = {
     Task.CLASSIFY: ("top_k", "max_pixels"),
-    Task.DETECT: ("score", "max_pixels"),
-    Task.INSTANCE: ("score", "max_pixels"),
-    Task.SEMANTIC: ("max_pixels",),
+    Task.DETECT: ("score", "tile", "overlap", "max_pixels"),
+    Task.INSTANCE: ("score", "tile", "overlap", "max_pixels"),
+    Task.SEMANTIC: ("tile", "overlap", "max_pixels"),
 }
 
 
@@ -80,7 +80,10 @@ def result_settings(settings: PredictSettings, task: Task) -> dict[str, Any]:
     for name in sorted({name for names in RESULT_SETTINGS.values() for name in names} - set(applying)):
         if getattr(settings, name) != PredictSettings.model_fields[name].default:
             raise UsageError(f"--{name.replace('_', '-')} does not apply to models of task {task}")
-    return {name: getattr(settings, name) for name in applying}
+    results = {name: getattr(settings, name) for name in applying}
+    if results.get("tile") is not None and results["overlap"] is None:
+        results["overlap"] = OVERLAP
+    return results
 
 
 def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None] = lambda count: None) -> Planned:
@@ -92,6 +95,8 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
     card = registry.check_exported(registry.resolve(store, settings.model))
     source = source_uri(store, settings.source)
     results = result_settings(settings, card.task)
+    if settings.tile is not None and card.input.mode == "crop":
+        raise UsageError(f"--tile needs a model that sees the whole of a tile; {card.reference} crops what it is shown")
     card.threshold(settings.score)
     table = Table(store, settings.table)
     if table.exists():
@@ -176,6 +181,8 @@ def work(
         score=settings.score,
         top_k=settings.top_k,
         max_pixels=settings.max_pixels,
+        tile=settings.tile,
+        overlap=OVERLAP if settings.overlap is None else settings.overlap,
         remote_source=is_remote(planned.source),
     )
     return work_through(config, planned.plan, planned.open_images, slot, slots, on_progress)

@@ -42,6 +42,8 @@ class SlotConfig:
     score: float | None
     top_k: int
     max_pixels: int
+    tile: int | None = None  # pixels
+    overlap: float = 0.0  # of tiles
     isolated: bool = False  # one image at a time, each decoded in a child process with limits
     remote_source: bool = False
 
@@ -106,6 +108,8 @@ def _import_ahead() -> None:
 def run(config: SlotConfig, events: Events, commands: TextIO) -> None:
     """Loads the model and computes the shards named in `commands`."""
     from models.imaging.prepare import Limits, Preparer
+    from models.imaging.tiles import Tiling
+    from models.records import Task
     from models.runtime.engine import open_engine
     from models.runtime.predictor import Predictor
     from tasks import registry
@@ -119,6 +123,9 @@ def run(config: SlotConfig, events: Events, commands: TextIO) -> None:
     )
     predictor = Predictor(card, engine, score=config.score, top_k=config.top_k)
     limits = Limits(max_pixels=config.max_pixels)
+    tiling = None
+    if config.tile is not None:  # objects may be larger than a tile; of a map, the tiles are the sharper part
+        tiling = Tiling(config.tile, config.overlap, and_whole=card.task is not Task.SEMANTIC)
     preparer: type = Preparer
     if config.isolated:
         from tasks.isolation import IsolatedPreparer
@@ -135,7 +142,7 @@ def run(config: SlotConfig, events: Events, commands: TextIO) -> None:
     pipeline = Pipeline(
         Table(config.store, config.table),
         predictor,
-        functools.partial(preparer, card.input, limits),
+        functools.partial(preparer, card.input, limits, tiling),
         events,
         batch_size=1 if config.isolated else config.batch_size or default_batch_size(card.task, engine.device),
         workers=threads if engine.device == "cpu" else threads + engine.concurrency,

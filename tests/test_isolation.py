@@ -13,7 +13,7 @@ import pytest
 from odd_images import OddImage, encode, odd_images, photograph
 
 from models.errors import PixelmillError, Rejected
-from models.imaging.geometry import ResizeRule
+from models.imaging.geometry import Geometry, ResizeRule
 from models.imaging.prepare import Limits, Preparer
 from models.records import Status
 from tasks import isolation
@@ -78,6 +78,12 @@ def out() -> np.ndarray:
     return np.zeros((RULE.height, RULE.width, 3), np.uint8)
 
 
+def prepare(preparer: IsolatedPreparer, data: bytes, out: np.ndarray) -> Geometry:
+    """The one view of an image that is not tiled."""
+    (geometry,) = preparer.views(data, lambda: out)
+    return geometry
+
+
 def child_of(preparer: IsolatedPreparer) -> int:
     assert preparer._child is not None
     return preparer._child.pid
@@ -110,15 +116,15 @@ def test_one_image_is_lost_and_the_next_is_read(
     expected = np.empty_like(out)
     Preparer(RULE).prepare(good, expected)
     preparer = sabotaged(memory_mb=200, cpu_s=1, wall_s=2.0 if mark == b"HANG!" else 60.0)
-    preparer.prepare(good, out)
+    prepare(preparer, good, out)
     first = child_of(preparer)
     with pytest.raises(Rejected) as rejected:
-        preparer.prepare(mark + b"x" * 3_000_000, out)  # more than a pipe holds
+        prepare(preparer, mark + b"x" * 3_000_000, out)  # more than a pipe holds
     assert rejected.value.status == Status.CORRUPT
     assert reason in rejected.value.reason
     assert is_gone(first)
     out[:] = 0
-    preparer.prepare(good, out)
+    prepare(preparer, good, out)
     np.testing.assert_array_equal(out, expected)
     second = child_of(preparer)
     preparer.close()
@@ -126,14 +132,14 @@ def test_one_image_is_lost_and_the_next_is_read(
 
 
 def test_what_a_library_prints_is_no_answer(sabotaged: Callable[..., IsolatedPreparer], out: np.ndarray) -> None:
-    assert sabotaged().prepare(b"PRINT" + encode(photograph(), "PNG"), out).width == 451
+    assert prepare(sabotaged(), b"PRINT" + encode(photograph(), "PNG"), out).width == 451
 
 
 def test_the_child_sees_no_credentials(
     sabotaged: Callable[..., IsolatedPreparer], out: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    assert sabotaged().prepare(b"ENVIR" + encode(photograph(), "PNG"), out).width == 451
+    assert prepare(sabotaged(), b"ENVIR" + encode(photograph(), "PNG"), out).width == 451
 
 
 def test_a_child_that_died_while_it_waited_costs_no_image(
@@ -141,22 +147,22 @@ def test_a_child_that_died_while_it_waited_costs_no_image(
 ) -> None:
     preparer = sabotaged()
     good = encode(photograph(), "PNG")
-    preparer.prepare(good, out)
+    prepare(preparer, good, out)
     os.kill(child_of(preparer), 9)
     while not is_gone(child_of(preparer)) and preparer._child.poll() is None:  # type: ignore[union-attr]
         time.sleep(0.01)
-    preparer.prepare(good, out)
+    prepare(preparer, good, out)
 
 
 def test_a_child_that_cannot_start_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch, out: np.ndarray) -> None:
     monkeypatch.setattr(isolation, "COMMAND", (sys.executable, "-c", "raise SystemExit(7)"))
     with IsolatedPreparer(RULE) as preparer, pytest.raises(PixelmillError, match="exit code 7"):
-        preparer.prepare(b"anything", out)
+        prepare(preparer, b"anything", out)
 
 
 def test_a_forgotten_preparer_leaves_no_process(sabotaged: Callable[..., IsolatedPreparer], out: np.ndarray) -> None:
     preparer = IsolatedPreparer(RULE)
-    preparer.prepare(encode(photograph(), "PNG"), out)
+    prepare(preparer, encode(photograph(), "PNG"), out)
     child = child_of(preparer)
     del preparer
     gc.collect()
@@ -178,10 +184,10 @@ def isolated() -> Iterator[IsolatedPreparer]:
 def test_the_answer_is_that_of_preparer(odd: OddImage, isolated: IsolatedPreparer, out: np.ndarray) -> None:
     expected = np.zeros_like(out)
     if odd.status == Status.OK:
-        assert isolated.prepare(odd.data, out) == Preparer(RULE).prepare(odd.data, expected)
+        assert prepare(isolated, odd.data, out) == Preparer(RULE).prepare(odd.data, expected)
     else:
         with pytest.raises(Rejected) as rejected:
-            isolated.prepare(odd.data, out)
+            prepare(isolated, odd.data, out)
         with pytest.raises(Rejected) as in_this_process:
             Preparer(RULE, Limits(max_pixels=1_000_000)).prepare(odd.data, expected)
         assert (rejected.value.status, rejected.value.reason) == (odd.status, in_this_process.value.reason)

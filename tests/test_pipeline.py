@@ -58,6 +58,9 @@ def colour(image: str) -> bytes:
 class ColourPreparer:
     """Fills the whole input with the image's colour."""
 
+    def views(self, data: bytes, next_out: Callable[[], NDArray[np.uint8]]) -> Iterator[Geometry]:
+        yield self.prepare(data, next_out())
+
     def prepare(self, data: bytes, out: NDArray[np.uint8]) -> Geometry:
         out[:] = np.frombuffer(data[:3], np.uint8)
         return Geometry(1, 1, 4.0, 4.0, 0.0, 0.0)

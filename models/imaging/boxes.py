@@ -7,11 +7,15 @@ from models.imaging.geometry import Geometry
 
 
 def boxes_xyxy_to_original(boxes_xyxy: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
-    """Boxes [n, 4] in pixels of the model's input → [n, 4] in pixels of the oriented original, clipped to it."""
+    """Boxes [n, 4] in pixels of the model's input → [n, 4] in pixels of the oriented original.
+
+    They are clipped to what the input shows of it.
+    """
     if len(boxes_xyxy) == 0:
         return np.empty((0, 4), np.float32)
-    size = np.array([geometry.width, geometry.height] * 2)
-    return np.clip(whole_boxes_xyxy(boxes_xyxy, geometry), 0.0, size).astype(np.float32)
+    x_min, y_min, x_max, y_max = geometry.shown_xyxy
+    boxes = np.clip(whole_boxes_xyxy(boxes_xyxy, geometry), [x_min, y_min] * 2, [x_max, y_max] * 2)
+    return boxes.astype(np.float32)
 
 
 def whole_boxes_xyxy(boxes_xyxy: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float64]:

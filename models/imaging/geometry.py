@@ -1,4 +1,4 @@
-"""How an image of any size becomes the fixed-size input of a network, and the way back for boxes."""
+"""How an image of any size, or a tile of it, becomes the fixed-size input of a network, and the way back for boxes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -42,6 +42,17 @@ class ResizeRule:
             raise ValueError(f"pad_rgb is three levels from 0 to 255, not {self.pad_rgb}")
 
 
+Rectangle = tuple[int, int, int, int]  # x_min, y_min, x_max, y_max, in pixels of the oriented original
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A part of an image that the model sees by itself."""
+
+    shown_xyxy: Rectangle
+    cell_xyxy: Rectangle  # of what is shown, the pixels that are nearer to this tile's centre than to another's
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """Where an image lies in the model's input: x_input = x_original · scale_x + offset_x, and so for y."""
@@ -52,6 +63,30 @@ class Geometry:
     scale_y: float
     offset_x: float
     offset_y: float
+    tile: Tile | None = None  # what the input shows of the original; None: all of it
+
+    @property
+    def shown_xyxy(self) -> Rectangle:
+        """The part of the original that the input shows."""
+        return self.tile.shown_xyxy if self.tile else (0, 0, self.width, self.height)
+
+    @property
+    def cell_xyxy(self) -> Rectangle:
+        """The part of the original for which this input answers, pixel by pixel."""
+        return self.tile.cell_xyxy if self.tile else (0, 0, self.width, self.height)
+
+    def of_tile(self, tile: Tile, height: int, width: int) -> "Geometry":
+        """The same input, seen as the tile of an image of this size: its own geometry is that of the tile alone."""
+        left, top, _, _ = tile.shown_xyxy
+        return Geometry(
+            width=width,
+            height=height,
+            scale_x=self.scale_x,
+            scale_y=self.scale_y,
+            offset_x=self.offset_x - left * self.scale_x,
+            offset_y=self.offset_y - top * self.scale_y,
+            tile=tile,
+        )
 
 
 @dataclass(frozen=True, slots=True)

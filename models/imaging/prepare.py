@@ -1,5 +1,7 @@
 """From the bytes of one image to the pixels that a network takes."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,7 @@ from models.imaging.jpeg_header import has_more_scans, read_jpeg_header
 from models.imaging.orientation import orient, stored_spans_yx, swaps_sides
 from models.imaging.pillow_decode import decode_image, open_image
 from models.imaging.resize import resize
+from models.imaging.tiles import Tiling, tiles_of
 from models.records import Status
 
 _KEPT_BYTES = 64 * 2**20  # one huge photograph must not hold its memory until the run ends
@@ -30,21 +33,52 @@ class Limits:
 class Preparer:
     """Decodes, turns and resizes images one after the other. It reuses its memory: one for each thread."""
 
-    def __init__(self, rule: ResizeRule, limits: Limits | None = None):
+    def __init__(self, rule: ResizeRule, limits: Limits | None = None, tiling: Tiling | None = None):
         self.rule = rule
         self.limits = limits or Limits()
+        self.tiling = tiling
         self._pixels = np.empty(0, np.uint8)
 
     def prepare(self, data: bytes, out: NDArray[np.uint8]) -> Geometry:
-        """Fills `out` [height, width, 3] with RGB pixels as the rule wants them.
+        """Fills `out` [height, width, 3] with RGB pixels of the whole image as the rule wants them.
 
         Raises Rejected with status empty, unsupported, too_large or corrupt, and then `out` holds nothing of use.
         """
-        if out.shape != (self.rule.height, self.rule.width, 3) or out.dtype != np.uint8:
-            raise ValueError(f"out is uint8 {(self.rule.height, self.rule.width, 3)}, not {out.dtype} {out.shape}")
-        try:
+        self._check(out)
+        with self._guarded():
             pixels, orientation = self._decode(data)  # [height, width, 3] as stored
             return self._fit(pixels, orientation, out)
+
+    def views(self, data: bytes, next_out: Callable[[], NDArray[np.uint8]]) -> Iterator[Geometry]:
+        """What the model shall see of an image, one after the other: the whole image, its tiles, or both.
+
+        Each view fills what `next_out` gives as in `prepare`; the image is decoded once, before the first. Raises as
+        `prepare`, perhaps after some views.
+        """
+        if self.tiling is None:
+            yield self.prepare(data, next_out())
+            return
+        with self._guarded():
+            pixels, orientation = self._decode(data)  # [height, width, 3] as stored
+            upright = orient(pixels, orientation)
+            height, width = upright.shape[:2]
+            tiles = tiles_of(height, width, self.tiling)
+            if not tiles or self.tiling.and_whole:
+                yield self._fit(pixels, orientation, self._check(next_out()))
+            for tile in tiles:
+                left, top, right, bottom = tile.shown_xyxy
+                alone = np.ascontiguousarray(upright[top:bottom, left:right])
+                yield self._fit(alone, 1, self._check(next_out())).of_tile(tile, height, width)
+
+    def _check(self, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if out.shape != (self.rule.height, self.rule.width, 3) or out.dtype != np.uint8:
+            raise ValueError(f"out is uint8 {(self.rule.height, self.rule.width, 3)}, not {out.dtype} {out.shape}")
+        return out
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
         except MemoryError as error:
             raise Rejected(Status.CORRUPT, "it needs more memory than there is") from error
         finally:

@@ -11,6 +11,7 @@ from models.errors import ModelError, Rejected
 from models.imaging.geometry import Geometry
 from models.records import Status
 from models.runtime.engine import Engine, OutOfMemory
+from models.runtime.merging import merge_views
 from models.runtime.results import ANSWERS, Finding
 
 
@@ -34,7 +35,7 @@ class Predictor:
         images: NDArray[np.uint8],  # [n, height, width, 3]
         geometries: Sequence[Geometry],  # n
     ) -> list[Finding | Rejected]:
-        """What the model finds in each image, in order; Rejected for an image that it fails on alone.
+        """What the model finds in each image or tile, in order; Rejected for one that it fails on alone.
 
         A batch that the engine cannot run is halved until each half runs; one that ran out of memory also lowers
         `max_batch` for later calls. Raises ModelError if the engine cannot run any image any more.
@@ -45,6 +46,10 @@ class Predictor:
             stop = len(geometries) if self.max_batch is None else start + self.max_batch
             found += self._predict_batch(images[start:stop], geometries[start:stop])
         return found
+
+    def merge(self, views: Sequence[tuple[Geometry, Finding | Rejected]]) -> Finding | Rejected:
+        """The one answer for an image of which the model saw these views."""
+        return merge_views(self.card.task, views)
 
     def _predict_batch(self, images: NDArray[np.uint8], geometries: Sequence[Geometry]) -> list[Finding | Rejected]:
         count = len(geometries)

@@ -150,7 +150,8 @@ def read_instances(
         rows = rows[_has_area(boxes_xyxy_to_original(boxes_xyxy[rows], geometry))]
         whole = whole_boxes_xyxy(boxes_xyxy[rows], geometry)
         drawn = [
-            paste_mask(masks[row], box, geometry.height, geometry.width) for row, box in zip(rows, whole, strict=True)
+            paste_mask(masks[row], box, geometry.height, geometry.width, geometry.shown_xyxy)
+            for row, box in zip(rows, whole, strict=True)
         ]
         findings.append(
             Instances(

@@ -2,9 +2,17 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from models.settings.common import Device, Engine, Settings, TableName, uri_field, without_credentials
+
+OVERLAP = 0.2  # of tiles, unless the settings say otherwise
+
+
+def _of_tiles(overlap: float | None, info: ValidationInfo) -> float | None:
+    if overlap is not None and info.data.get("tile") is None:
+        raise ValueError("it is the overlap of tiles, so it needs --tile")
+    return overlap
 
 
 class PredictSettings(Settings):
@@ -27,6 +35,18 @@ class PredictSettings(Settings):
         ),
     ] = None
     top_k: Annotated[int, Field(ge=1, description="Labels kept per image, best first (classification).")] = 5
+    tile: Annotated[
+        int | None,
+        Field(
+            ge=32,
+            description="Cut larger images into overlapping tiles, so many pixels a side; by default none are cut.",
+        ),
+    ] = None
+    overlap: Annotated[
+        float | None,
+        Field(ge=0, lt=0.9, description=f"Share of a tile's side that its neighbour shows too; {OVERLAP} by default."),
+        AfterValidator(_of_tiles),
+    ] = None
     max_pixels: Annotated[int, Field(ge=1, description="Refuse images with more pixels, by their header.")] = (
         100_000_000
     )
@@ -39,7 +59,8 @@ class PredictSettings(Settings):
     ] = "auto"
     device: Annotated[Device, Field(description="auto takes a GPU when the installed engine can use one.")] = "auto"
     batch_size: Annotated[
-        int | None, Field(ge=1, description="Images per call of the model; by default chosen from task and device.")
+        int | None,
+        Field(ge=1, description="Images or tiles per call of the model; by default chosen from task and device."),
     ] = None
     shard_size: Annotated[
         int | None,
