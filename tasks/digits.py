@@ -39,8 +39,8 @@ def write_digits(folder: Path, per_class: int | None = None) -> int:
 def write_scenes(folder: Path, count: int, seed: int = 0) -> int:
     """Writes photographs with digits pasted onto them, labelled twice, and returns how many digits.
 
-    images/0000.jpg …; instances.json: which digit is where, as COCO; masks/0000.png … with classes.txt: which pixels are
-    ink. Files that are there stay. Raises PixelmillError as `write_digits` does.
+    images/0000.jpg …; instances.json: which digit is where, as COCO; masks/0000.png … and classes.txt: which pixels
+    are ink. Files that are there stay. Raises PixelmillError as `write_digits` does.
     """
     levels, classes = _digits()
     photographs = _photographs()
