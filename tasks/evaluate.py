@@ -175,15 +175,15 @@ def _predict_settings(
     card: Card, source: str, table: str, images: pa.Table, engine: EngineName, device: Device
 ) -> PredictSettings:
     pixels = pc.max(pc.multiply(images.column("width").cast(pa.int64()), images.column("height").cast(pa.int64())))
-    default = PredictSettings.model_fields["max_pixels"].default
-    is_scored = "score" in predict.RESULT_SETTINGS[card.task]
+    defaults = {name: field.default for name, field in PredictSettings.model_fields.items()}
+    applying = predict.RESULT_SETTINGS[card.task]
     return PredictSettings(
         source=source,
         model=card.reference,
         table=table,
-        score=card.score_floor if is_scored else None,  # average precision looks at all findings
-        top_k=len(card.labels),  # calibration looks at all probabilities
-        max_pixels=max(default, pixels.as_py() or 0),  # what ingest accepted is no mistake of the model
+        score=card.score_floor if "score" in applying else None,  # average precision looks at all findings
+        top_k=len(card.labels) if "top_k" in applying else defaults["top_k"],  # calibration looks at all probabilities
+        max_pixels=max(defaults["max_pixels"], pixels.as_py() or 0),  # what ingest accepted is no mistake of the model
         engine=engine,
         device=device,
     )
