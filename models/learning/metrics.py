@@ -26,6 +26,8 @@ from models.records import Task
 #   per_class(metrics) → the figure of each class that the gate of an export shows, by the name of the class
 MEASURES: dict[Task, str] = {
     Task.CLASSIFY: "classification_metrics",
+    Task.DETECT: "detection_metrics",
+    Task.INSTANCE: "detection_metrics",
     Task.SEMANTIC: "segmentation_metrics",
 }
 
