@@ -360,9 +360,9 @@ def test_what_an_export_needs(store, squares, tmp_path, settings, error, message
     assert len(registry.list_models(store)) == 1
 
 
-def test_a_task_without_metrics_says_so(store, squares, tmp_path):
+def test_a_data_set_that_says_nothing_of_the_task_is_refused(store, squares, tmp_path):
     publish_detector(store, tmp_path)
-    with pytest.raises(UsageError, match="models of task detect cannot be measured"):
+    with pytest.raises(UsageError, match=r"is a model of task detect, and the images of squares@\w+ have no boxes"):
         export(store, ExportSettings(model="tiny_detector", precision="int8", dataset="squares"))
 
 
