@@ -15,7 +15,7 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
-from flows.figures import single_figures
+from flows.figures import class_rows, confusion_rows, single_figures
 from flows.watch import Seldom, describe, describe_step
 from models.progress import Step
 from tasks.predict import Summary
@@ -137,8 +137,12 @@ def put_facts(key: str, title: str, facts: dict[str, Any]) -> None:
 
 
 def put_metrics(key: str, title: str, metrics: dict[str, Any]) -> None:
-    """The single figures among metrics, each by its path: "val top1"."""
+    """The single figures among metrics, each by its path: "val top1"; of one split also a table of its classes, and one
+    of what was taken for what."""
     put_facts(key, title, single_figures(metrics))
+    for what, rows in (("classes", class_rows(metrics)), ("confusion", confusion_rows(metrics))):
+        if rows:
+            TableArtifact(f"{key}-{what}", f"{title}: {what}").put(rows)
 
 
 def artifact_key(text: str) -> str:

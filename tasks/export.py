@@ -109,6 +109,10 @@ def _export_variant(store: str, exact: Card, settings: ExportSettings, report: R
     assert dataset is not None
     labelled_images(store, exact, dataset, settings.split)
     measured = _exact_figures(store, exact, dataset, settings.split, report)
+    if measured[metric] is None:
+        raise UsageError(
+            f"{dataset.reference} {settings.split} shows nothing to find, so that it cannot tell what is lost"
+        )
     exact_path = registry.fetch_model(store, exact)
     images, names = _images_of(store, dataset, settings.split, exact)
     refusals = []

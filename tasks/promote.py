@@ -46,7 +46,7 @@ def promote_if_better(
     """
     metric = MAIN_METRIC[card.task]
 
-    def value(reference: str) -> float:
+    def value(reference: str) -> float | None:
         settings = EvaluateSettings(model=reference, dataset=dataset.reference, split=split)
         return evaluate(store, settings, report).metrics[metric]
 
@@ -64,10 +64,12 @@ def promote_if_better(
     if previous.version == card.version:
         return ended(False, "it is the promoted version already", candidate, previous.reference)
     if candidate is None:
-        return ended(False, f"{dataset.reference} has no split {split} to compare on", None, previous.reference)
+        lacks = f"shows nothing in its split {split}" if dataset.splits.get(split) else f"has no split {split}"
+        return ended(False, f"{dataset.reference} {lacks} to compare on", None, previous.reference)
     try:
         current = value(previous.reference)
     except UsageError as error:  # another task, or no class in common: nothing says that the new one is as good
         return ended(False, f"{previous.reference} cannot be compared: {error}", None, previous.reference)
+    assert current is not None  # what the candidate was measured on shows something to the other one as well
     figures = f"{metric} {candidate:.4f} against {current:.4f} of {previous.reference} on {dataset.reference} {split}"
     return ended(candidate >= current, figures, current, previous.reference)

@@ -31,15 +31,9 @@ def evaluate(settings: EvaluateSettings, store: StoreSettings, *, direct: Direct
 
 
 def _show(evaluation: "Evaluation", settings: EvaluateSettings, store: str) -> None:
-    from flows.console import print_table
-    from flows.figures import print_metrics
+    from flows.figures import print_split
 
-    per_class = evaluation.metrics.get("per_class")
-    if per_class:
-        rows = [[label, *figures.values()] for label, figures in per_class.items()]
-        columns = list(next(iter(per_class.values())))
-        print_table(("class", *columns), rows, right=columns)
-    print_metrics(evaluation.metrics)
+    print_split(evaluation.metrics)
     print(f"{evaluation.model} on {evaluation.dataset}, {settings.split}")
     if settings.table:
         print("next:")
