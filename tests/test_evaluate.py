@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from pycocotools import mask as coco_mask
 
 from models.card import ONNX_FILE
 from models.dataset import ANNOTATIONS_SCHEMA
@@ -19,15 +20,18 @@ from models.settings.predict import PredictSettings
 from tasks import evaluate as evaluation
 from tasks import predict, registry
 from tasks.evaluate import evaluate, find_metrics, measure, measure_all
+from tasks.photographs import encode_png
 from tasks.table import Table
 from tests.tiny_datasets import (
     COLOURS,
     colour_card,
     publish_colour_model,
     publish_dataset,
+    publish_objects,
     square,
     write_colour_model,
 )
+from tests.tiny_models import publish_detector, publish_instances, publish_segmenter
 
 # --- figures
 
@@ -401,6 +405,107 @@ def test_the_figures_of_a_variant_are_its_own(store, squares, tmp_path):
         f"{squares.reference}-test.json",
         f"{squares.reference}-test.int8.json",
     }
+
+
+# --- objects
+
+LIGHT = {"label": "light", "x_min": 16.0, "y_min": 8.0, "x_max": 48.0, "y_max": 24.0}  # where the tiny models see it
+ELSEWHERE = {"label": "light", "x_min": 0.0, "y_min": 40.0, "x_max": 20.0, "y_max": 60.0}
+
+
+def mask_of(*without: tuple[slice, slice]) -> str:
+    """The mask of LIGHT in an image of 64×64, but for some rows and columns."""
+    drawn = np.zeros((64, 64), np.uint8, order="F")
+    drawn[8:24, 16:48] = 1
+    for part in without:
+        drawn[part] = 0
+    return coco_mask.encode(drawn)["counts"].decode()
+
+
+def picture(level: int, number: int) -> bytes:
+    """A grey image of 64×64, no two the same."""
+    return encode_png(np.full((64, 64, 3), level, np.uint8) + np.uint8(number))
+
+
+@pytest.fixture
+def objects(store, tmp_path):
+    """Of six test images the models see something in five, at a score of their lightness; one cannot be decoded."""
+    whole = {"mask": mask_of()}
+    quarter = {"mask": mask_of((slice(8, 16), slice(16, 32)))}  # what the tiny model draws
+    return publish_objects(
+        store,
+        tmp_path / "objects",
+        [
+            ("test", picture(240, 1), [LIGHT | quarter]),
+            ("test", picture(230, 2), [LIGHT | whole, ELSEWHERE | whole | {"difficult": True}]),
+            ("test", picture(120, 3), [LIGHT | {"crowd": True} | whole]),
+            ("test", picture(110, 4), []),
+            ("test", picture(20, 5), [LIGHT | whole]),
+            ("test", picture(220, 6)[:60], [LIGHT | whole]),
+            ("val", picture(250, 7), [LIGHT | quarter]),
+            ("train", picture(200, 8), [LIGHT | quarter]),
+        ],
+        classes=("light", "grey"),
+    )
+
+
+def test_a_detector_is_measured_by_what_the_bulk_path_finds(store, objects, tmp_path):
+    card = publish_detector(store, tmp_path)
+    found = evaluate(store, EvaluateSettings(model="tiny_detector", dataset="objects")).metrics
+    assert (found["images"], found["not_ok"], found["objects"]) == (6, 1, 4)
+    assert found["confusion"]["counts"] == [[2, 0, 2], [0, 0, 0], [1, 0, 0]]
+    assert found["at_score"] == {"score": card.score, "precision": 2 / 3, "recall": 0.5, "f1": pytest.approx(4 / 7)}
+    assert (found["ap"], found["ap50"]) == (pytest.approx(51 / 101), pytest.approx(51 / 101))
+    assert (found["unknown_classes"], found["operating_point"]) == (["grey"], None)
+    assert found["by_status"] == {"corrupt": 1, "ok": 5}
+    assert "mask_ap" not in found
+    validated = evaluate(store, EvaluateSettings(model="tiny_detector", dataset="objects", split="val")).metrics
+    assert (validated["ap"], validated["operating_point"]["f1"]) == (1.0, 1.0)
+    named = metrics.main_metric(replace(card, metrics={"test": found}))
+    assert named == metrics.MainMetric("ap", found["ap"], "test")
+
+
+def test_masks_are_measured_too(store, objects, tmp_path):
+    """The model leaves a quarter out: that fits one object, overlaps the other one by .75, so to the sixth level."""
+    publish_instances(store, tmp_path)
+    found = evaluate(store, EvaluateSettings(model="tiny_instances", dataset="objects")).metrics
+    assert found["ap"] == pytest.approx(51 / 101)
+    by_mask = [51 / 101] * 6 + [26 / 101] * 4
+    assert found["mask_ap"] == pytest.approx(np.mean(by_mask), abs=1e-6)
+    assert found["per_class"]["light"]["mask_ap50"] == pytest.approx(51 / 101)
+    assert found["at_score"]["f1"] == pytest.approx(4 / 7)
+
+
+def test_all_findings_are_measured_and_the_score_cuts_only_what_is_told(store, objects, tmp_path):
+    """Average precision does not change with the card's score; the confusion does."""
+    card = replace(publish_detector(store, tmp_path), score=0.93)
+    found = measure(card, registry.fetch_model(store, card), store, objects, "test")
+    assert found["ap"] == pytest.approx(51 / 101)
+    assert found["confusion"]["counts"] == [[1, 0, 3], [0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("publish", "lacking"),
+    [
+        pytest.param(publish_detector, "no boxes", id="detect"),
+        pytest.param(publish_instances, "no boxes and no masks", id="instance"),
+        pytest.param(publish_segmenter, "no masks", id="semantic"),
+    ],
+)
+def test_labels_of_images_say_nothing_of_objects(store, squares, tmp_path, publish, lacking):
+    card = publish(store, tmp_path)
+    with pytest.raises(
+        UsageError, match=f"a model of task {card.task}, and the images of squares@.* have {lacking} to"
+    ):
+        evaluation.labelled_images(store, card, squares, "test")
+
+
+def test_a_table_of_all_findings(store, objects, tmp_path):
+    publish_detector(store, tmp_path)
+    settings = EvaluateSettings(model="tiny_detector", dataset="objects", table="seen")
+    kept = evaluate(store, settings)
+    assert kept.metrics == evaluate(store, settings).metrics
+    assert sum(shard.images for head in Table(store, "seen").heads() for shard in head.shards) == 6
 
 
 def test_an_engine_that_cannot_load_the_file_is_said(store, squares, tmp_path):
