@@ -21,6 +21,7 @@ from models.errors import ModelError
 from models.records import Task
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what has weights, and takes the time
+_DECISIONS = ("NonMaxSuppression", "RoiAlign", "TopK")  # what makes places of sums, and looks there
 
 # What is computed in int8, by task. Between quantised layers the rest would cost a conversion there and back.
 _AROUND = ("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Relu", "Reshape")
@@ -80,6 +81,7 @@ def to_fp16(exact: Path, out: Path) -> None:
 
         # Told to leave nodes alone, the converter still rounds what goes from one to the next: it sees only the rest.
         before, after = _before_layers(model), _after_layers(model)
+        _keep_apart(model, dict.fromkeys(before | after, "what stays exact"))
         body = convert_float_to_float16(_body(model, before | after), keep_io_types=True)
         nodes = [node for node in model.graph.node if node.name in before | after]
         needed = {name for node in nodes for name in node.input} - {i.name for i in body.graph.initializer}
@@ -96,14 +98,21 @@ def to_fp16(exact: Path, out: Path) -> None:
 
 
 def prepare_int8(exact: Path, out: Path) -> None:
-    """Writes the graph as quantisation wants it: shapes inferred, BatchNorm folded into the convolutions before it."""
+    """Writes the graph as quantisation wants it: shapes inferred, BatchNorm folded into the convolutions before it.
+
+    Layers that share their weights, as those of a head that looks at several maps, get weights of their own: of shared
+    ones the quantiser makes a graph that ONNX Runtime cannot load.
+    """
     import onnx
 
+    model = _named(onnx.load(exact))
+    _keep_apart(model, {node.name: node.name for node in model.graph.node if node.op_type in _LAYERS})
+    onnx.save(model, out)
     with _quiet("int8"):
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         # Our exports state their shapes; the symbolic inference takes a doubled map's batch for another one, and fails.
-        quant_pre_process(exact, out, skip_symbolic_shape=True)
+        quant_pre_process(out, out, skip_symbolic_shape=True)
     onnx.save(_named(onnx.load(out)), out)
 
 
@@ -253,27 +262,69 @@ def _body(model: Any, outside: set[str]) -> Any:
 
 
 def _before_layers(model: Any) -> set[str]:
-    """The names of the nodes that no layer's output reaches: they prepare the images."""
+    """The names of the nodes that no layer's sums reach: they prepare the images, or what a second stage looks at."""
     reached: set[str] = set()  # tensors
     names = set()
+    sums = _sums(model)
     for node in model.graph.node:  # in topological order
         if node.op_type in _LAYERS or not reached.isdisjoint(node.input):
-            reached.update(node.output)
+            reached.update(sums.intersection(node.output))
         else:
             names.add(node.name)
     return names
 
 
 def _after_layers(model: Any) -> set[str]:
-    """The names of the nodes whose output reaches no layer: they make the answers."""
+    """The names of the nodes whose sums reach no layer: they make the answers, or the places of a second stage."""
     needed: set[str] = set()  # tensors
     names = set()
+    sums = _sums(model)
     for node in reversed(model.graph.node):
-        if node.op_type in _LAYERS or not needed.isdisjoint(node.output):
+        if node.op_type in _LAYERS or not needed.isdisjoint(sums.intersection(node.output)):
             needed.update(node.input)
         else:
             names.add(node.name)
     return names
+
+
+def _sums(model: Any) -> set[str]:
+    """The tensors through which one layer's sums go on to the next: they hold floats, and no decision made them."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    others = {
+        value.name
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED)
+    }
+    return {
+        name
+        for node in model.graph.node
+        if node.op_type not in _DECISIONS
+        for name in node.output
+        if name not in others
+    }
+
+
+def _keep_apart(model: Any, groups: dict[str, str]) -> None:
+    """Gives nodes of different groups constants of their own; `groups`: by the name of the node, all others are one."""
+    import onnx
+
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    owners: dict[str, str] = {}
+    for node in model.graph.node:
+        group = groups.get(node.name, "the rest")
+        for position, name in enumerate(node.input):
+            if name not in constants or owners.setdefault(name, group) == group:
+                continue
+            own = f"{name} of {group}"
+            if own not in constants:
+                copy = onnx.TensorProto()
+                copy.CopyFrom(constants[name])
+                copy.name = own
+                constants[own], owners[own] = copy, group
+                model.graph.initializer.append(copy)
+            node.input[position] = own
 
 
 def _named(model: Any) -> Any:
