@@ -70,14 +70,14 @@ def publish_detector(store: str, folder: Path, name: str = "tiny_detector", scor
     """Finds one light object at (8, 4, 24, 12) of its input in every image that is lighter than grey, else nothing."""
     rule = ResizeRule("letterbox", SIDE, SIDE)
     card = Card(name, "d" * 12, Task.DETECT, "tiny_detector", LABELS, rule, score_floor=score_floor)
-    nodes, outputs, constants = _light_object()
+    nodes, outputs, constants = light_object()
     return _publish(store, folder, card, nodes, outputs, constants)
 
 
 def publish_instances(store: str, folder: Path, name: str = "tiny_instances") -> Card:
     """As the detector, with a mask that leaves out the upper left quarter of the box."""
     card = Card(name, "e" * 12, Task.INSTANCE, "tiny_instances", LABELS, ResizeRule("letterbox", SIDE, SIDE))
-    nodes, outputs, constants = _light_object()
+    nodes, outputs, constants = light_object()
     mask = np.ones((4, 4), np.float32)
     mask[:2, :2] = 0
     nodes += [
@@ -105,7 +105,7 @@ def publish_segmenter(store: str, folder: Path, name: str = "tiny_segmenter") ->
     return _publish(store, folder, card, nodes, outputs, constants)
 
 
-def _light_object():
+def light_object():
     """Nodes, outputs and constants of a detector."""
     node = helper.make_node
     nodes = [
