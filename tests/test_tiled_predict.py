@@ -12,6 +12,7 @@ from protocol_rounds import Heard
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
+from flows.__main__ import main
 from models.card import Card
 from models.errors import TableMismatch, UsageError
 from models.imaging.geometry import ResizeRule
@@ -309,3 +310,21 @@ def test_tiles_are_refused_where_they_make_no_sense(tmp_path):
     with pytest.raises(UsageError, match="--tile needs a model that sees the whole of a tile"):
         command(store, photos, "cropping", "t", tile=640)
     assert not Table(store, "t").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        pytest.param(["--overlap", "0.2"], "--overlap: it is the overlap of tiles, so it needs --tile", id="alone"),
+        pytest.param(["--tile", "640", "--overlap", "0.9"], "--overlap 0.9: input should be less than 0.9", id="large"),
+        pytest.param(
+            ["--tile", "640", "--overlap", "-0.1"], "--overlap -0.1: input should be greater than or", id="negative"
+        ),
+        pytest.param(["--tile", "31"], "--tile 31: input should be greater than or equal to 32", id="small tiles"),
+    ],
+)
+@pytest.mark.parametrize("how", [["--direct"], []], ids=["direct", "recorded"])
+def test_wrong_tiles_are_one_line(tmp_path, capsys, flags, message, how):
+    arguments = ["predict", str(tmp_path), "--model", "m", "--table", "t", "--store", str(tmp_path / "mill")]
+    assert main([*arguments, *flags, *how]) == 2
+    assert capsys.readouterr().err.startswith(f"pixelmill: {message}")
