@@ -213,7 +213,9 @@ def run(path: Path) -> np.ndarray:
     import onnxruntime
 
     images = np.random.default_rng(1).integers(0, 255, (1, 3, 16, 16)).astype(np.uint8)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as our engine has it
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return session.run(None, {"images": images})[0]
 
 
