@@ -28,9 +28,9 @@ def scenes(count: int, side: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDA
     return images, maps
 
 
-def write_pairs(folder: Path, images: NDArray[np.uint8], maps: NDArray[np.uint8]) -> None:
-    """PNG files images/000.png and masks/000.png …, as `ingest` reads them."""
+def write_pairs(folder: Path, images: NDArray[np.uint8], maps: NDArray[np.uint8], split: str = "train") -> None:
+    """PNG files images/train/000.png and masks/train/000.png …, as `ingest` reads them."""
     for kind, arrays in (("images", images), ("masks", maps)):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
+        (folder / kind / split).mkdir(parents=True, exist_ok=True)
         for number, array in enumerate(arrays):
-            Image.fromarray(array).save(folder / kind / f"{number:03d}.png")
+            Image.fromarray(array).save(folder / kind / split / f"{number:03d}.png")
