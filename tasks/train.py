@@ -132,14 +132,11 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     images = training_images(store, dataset, entry.task)
     report(Step(f"building {settings.model}", 0, None))
 
-    from models.learning.learner import LEARNERS
     from models.learning.precision import arithmetic
     from models.learning.recipe import resolve
     from models.nets.untrained import build_untrained
     from tasks.weights import apply_start, starting_state
 
-    if entry.task not in LEARNERS:
-        raise UsageError(f"{settings.model} cannot be trained yet; models that {', '.join(LEARNERS)} can")
     family = entry.family_module()
     labels = dataset.classes
     network = build_untrained(lambda: family.build_for_training(entry.builder, len(labels)), seed=settings.seed)
@@ -149,7 +146,7 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
         logger.info("the head of %s answers the same classes, and learns on", start.source)
 
     devices = _devices(settings)
-    recipe = resolve(settings, arithmetic(settings.precision, devices[0], settings.mode, network))
+    recipe = resolve(settings, arithmetic(settings.precision, devices[0], settings.mode, network), entry.task)
     card = Card(
         name=settings.name,
         version="",
@@ -220,10 +217,16 @@ def _train(
         report,
         on_epoch,
     )
-    card = replace(plan.card, training=_record(plan, fitted))
+    card = replace(plan.card, score=_best_score(plan.card, fitted), training=_record(plan, fitted))
     published = _publish(store, settings, plan, card, learner.network.state_dict(), fitted, report)
     shutil.rmtree(folder, ignore_errors=True)
     return published
+
+
+def _best_score(card: Card, fitted: "Fitted") -> float:
+    """The score that gives a detector the best F1 on the validation images; other models keep the card's."""
+    best = fitted.metrics.get("score")
+    return card.score if best is None else max(round(best, 3), card.score_floor)
 
 
 def _publish(

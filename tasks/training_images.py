@@ -63,8 +63,7 @@ def training_images(store: str, dataset: Dataset, task: Task) -> TrainingImages:
 
     Raises UsageError where nothing can be learned from them.
     """
-    if task == Task.CLASSIFY:
-        _check_labels(dataset)
+    _check_labels(dataset) if task == Task.CLASSIFY else _check_annotations(dataset, task)
     train = _usable(datasets.read_images(store, dataset, "train"), dataset, "train", task)
     if not train.num_rows:
         has = ", ".join(f"{name} {count}" for name, count in dataset.splits.items()) or "none"
@@ -102,6 +101,25 @@ def _check_labels(dataset: Dataset) -> None:
             f"a classifier tells two classes or more apart, and {dataset.reference} has {len(dataset.classes)}: "
             f"{', '.join(dataset.classes)}"
         )
+
+
+# What the models of a task learn from: fields of Dataset, what that is for people, and what has it.
+_LEARNS_FROM: dict[Task, tuple[str, tuple[str, ...], str, str]] = {
+    Task.DETECT: ("a detector", ("has_boxes",), "boxes", "a data set in COCO, VOC or YOLO format"),
+    Task.INSTANCE: (
+        "a model that draws each object",
+        ("has_boxes", "has_masks"),
+        "boxes and masks of single objects",
+        "COCO with polygons or RLE, or YOLO with polygons",
+    ),
+    Task.SEMANTIC: ("a segmenter", ("has_masks",), "masks", "polygons, RLE or pairs of image and mask"),
+}
+
+
+def _check_annotations(dataset: Dataset, task: Task) -> None:
+    learner, fields, lacking, source = _LEARNS_FROM[task]
+    if not all(getattr(dataset, field) for field in fields):
+        raise UsageError(f"{learner} learns from {lacking}, and {dataset.reference} has none: ingest {source}")
 
 
 def _check_classes(train: pa.Table, dataset: Dataset) -> None:

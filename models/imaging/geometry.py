@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -75,6 +78,13 @@ class Geometry:
         """The part of the original for which this input answers, pixel by pixel."""
         return self.tile.cell_xyxy if self.tile else (0, 0, self.width, self.height)
 
+    def sources_yx(self, size_hw: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each row and each column of an input of this size the one of the original that its centre falls into;
+        none for the padding at the end."""
+        y = _sources(self.height, self.scale_y, self.offset_y)
+        x = _sources(self.width, self.scale_x, self.offset_x)
+        return y[: size_hw[0]], x[: size_hw[1]]
+
     def of_tile(self, tile: Tile, height: int, width: int) -> "Geometry":
         """The same input, seen as the tile of an image of this size: its own geometry is that of the tile alone."""
         left, top, _, _ = tile.shown_xyxy
@@ -87,6 +97,11 @@ class Geometry:
             offset_y=self.offset_y - top * self.scale_y,
             tile=tile,
         )
+
+
+def _sources(size: int, scale: float, offset: float) -> NDArray[np.int64]:
+    count = max(1, round(size * scale + offset))
+    return ((np.arange(count) + 0.5 - offset) / scale).astype(np.int64).clip(0, size - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from models import catalog
 from models.card import Card
-from models.learning.average_precision import FoundObjects, TrueObjects, precisions
+from models.imaging import masks
+from models.imaging.mask_runs import paste_mask
+from models.learning.average_precision import FoundObjects, Kind, Mask, TrueObjects, precisions
 from models.learning.detection_augment import augmentation
 from models.learning.object_targets import placed, targets
+from models.learning.operating_point import best_operating_point
+from models.learning.operating_point import best_operating_point
 from models.learning.recipe import Recipe
 from models.nets.parts import Parts
 
@@ -23,7 +28,7 @@ def learner(network: nn.Module, parts: Parts, card: Card, recipe: Recipe) -> "De
 
 class DetectionLearner:
     """A Learner. Targets are a list with a dict per image: boxes_xyxy f32 [n, 4] in pixels of the input, labels i64
-    [n], ignored bool [n]; outputs are those of the ONNX contract, by name."""
+    [n], ignored bool [n], difficult bool [n]; outputs are those of the ONNX contract, by name."""
 
     main_metric = "ap"
 
@@ -42,7 +47,7 @@ class DetectionLearner:
         return family.losses(self.network, images, targets)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """boxes_xyxy, scores, labels, batch_index."""
+        """boxes_xyxy, scores, labels, batch_index, and masks where the family draws them."""
         family = catalog.entry(self._card.architecture).family_module()
         return family.reference(self.network, self._card)(images)
 
@@ -58,12 +63,15 @@ class DetectionLearner:
         raise NotImplementedError
 
     def scores(self) -> "DetectionScores":
-        """Average precision, over IoU .5 to .95, at .5 and at .75."""
+        """Average precision by boxes, and the best score to tell findings from."""
         return DetectionScores(len(self._card.labels))
 
 
 class DetectionScores:
-    """Adds up over a validation split; in pixels of the input."""
+    """Adds up over a validation split; in pixels of the input. Objects marked difficult may be found or not."""
+
+    kind: Kind = "bbox"
+    prefix = ""
 
     def __init__(self, num_classes: int):
         self._num_classes = num_classes
@@ -72,23 +80,35 @@ class DetectionScores:
 
     def update(self, outputs: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> None:
         """Takes one batch."""
-        found = {name: value.detach().cpu() for name, value in outputs.items()}
+        outputs = {name: value.detach().cpu() for name, value in outputs.items()}
         for number, target in enumerate(targets):
-            boxes = target["boxes_xyxy"].cpu().numpy()
-            areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-            self._true.append(
-                TrueObjects(boxes, target["labels"].cpu().numpy(), target["ignored"].cpu().numpy(), areas)
-            )
-            rows = found["batch_index"] == number
-            self._found.append(
-                FoundObjects(
-                    found["boxes_xyxy"][rows].float().numpy(),
-                    found["labels"][rows].numpy(),
-                    found["scores"][rows].float().numpy(),
-                )
-            )
+            rows = outputs["batch_index"] == number
+            self._true.append(self.true_objects(target))
+            self._found.append(self.found_objects({name: value[rows] for name, value in outputs.items()}, target))
+
+    def true_objects(self, target: dict[str, Tensor]) -> TrueObjects:
+        """Of one image."""
+        boxes = target["boxes_xyxy"].cpu().numpy()
+        return TrueObjects(
+            boxes_xyxy=boxes,
+            labels=target["labels"].cpu().numpy(),
+            ignored=(target["ignored"] | target["difficult"]).cpu().numpy(),
+            areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+        )
+
+    def found_objects(self, outputs: dict[str, Tensor], target: dict[str, Tensor]) -> FoundObjects:
+        """In one image; its outputs alone."""
+        return FoundObjects(
+            outputs["boxes_xyxy"].float().numpy(), outputs["labels"].numpy(), outputs["scores"].float().numpy()
+        )
 
     def compute(self) -> dict[str, float]:
-        """ap, ap50 and ap75 (0…1); 0 where the split shows no object."""
-        measured = precisions(self._true, self._found, self._num_classes)
-        return {"ap": measured.ap() or 0.0, "ap50": measured.ap(iou=0) or 0.0, "ap75": measured.ap(iou=5) or 0.0}
+        """ap, ap50 and ap75 (0…1), by masks with that prefix; f1 and the score that gives it. All but the score are 0
+        where the split shows no object."""
+        measured = precisions(self._true, self._found, self._num_classes, self.kind)
+        best = best_operating_point(self._true, self._found, self._num_classes, self.kind)
+        figures = {"ap": measured.ap(), "ap50": measured.ap(iou=0), "ap75": measured.ap(iou=5)}
+        return {f"{self.prefix}{name}": value or 0.0 for name, value in figures.items()} | {
+            "f1": best.f1,
+            "score": best.score,
+        }

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from models.learning.precision import Arithmetic
+from models.records import Task
 from models.settings.train import Augment, Mode, Training
 
 # Variations of each image whose features are computed.
@@ -41,23 +42,42 @@ class _Defaults:
     batch_size: int
     lr: float  # of AdamW
     augment: Augment
-    label_smoothing: float
+    label_smoothing: float = 0.0
+    ema: float = 0.0
 
 
-_BY_MODE: dict[Mode, _Defaults] = {
-    # Each variation costs another pass through the backbone, and brought nothing at 20 images per class. A head alone
-    # does not overfit so much that smoothing pays: MobileNetV2 on 1,449 digits answers as well without, and its
-    # calibration error is .02 instead of .16.
-    "features": _Defaults(epochs=40, batch_size=32, lr=5e-3, augment="none", label_smoothing=0.0),
-    "finetune": _Defaults(epochs=10, batch_size=32, lr=1e-3, augment="light", label_smoothing=0.1),
-    "scratch": _Defaults(epochs=40, batch_size=32, lr=3e-3, augment="light", label_smoothing=0.1),
+# Classifiers, features: each variation costs another pass through the backbone, and brought nothing at 20 images per
+# class. A head alone does not overfit so much that smoothing pays: MobileNetV2 on 1,449 digits answers as well without,
+# and its calibration error is .02 instead of .16. The others have no features that could be kept, so that variations
+# cost nothing.
+_DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
+    Task.CLASSIFY: {
+        "features": _Defaults(epochs=40, batch_size=32, lr=5e-3, augment="none"),
+        "finetune": _Defaults(epochs=10, batch_size=32, lr=1e-3, augment="light", label_smoothing=0.1),
+        "scratch": _Defaults(epochs=40, batch_size=32, lr=3e-3, augment="light", label_smoothing=0.1),
+    },
+    Task.DETECT: {
+        "features": _Defaults(epochs=30, batch_size=8, lr=2e-3, augment="light"),
+        "finetune": _Defaults(epochs=30, batch_size=8, lr=1e-3, augment="light"),
+        "scratch": _Defaults(epochs=100, batch_size=8, lr=2e-3, augment="light"),
+    },
+    Task.INSTANCE: {
+        "features": _Defaults(epochs=20, batch_size=4, lr=1e-3, augment="light"),
+        "finetune": _Defaults(epochs=20, batch_size=4, lr=5e-4, augment="light"),
+        "scratch": _Defaults(epochs=60, batch_size=4, lr=1e-3, augment="light"),
+    },
+    Task.SEMANTIC: {
+        "features": _Defaults(epochs=30, batch_size=8, lr=2e-3, augment="light"),
+        "finetune": _Defaults(epochs=30, batch_size=8, lr=1e-3, augment="light"),
+        "scratch": _Defaults(epochs=60, batch_size=8, lr=2e-3, augment="light"),
+    },
 }
 _SGD_TO_ADAMW = 10.0  # plain gradients want about so much more
 
 
-def resolve(settings: Training, precision: Arithmetic) -> Recipe:
-    """Fills in what the settings leave open, by mode."""
-    defaults = _BY_MODE[settings.mode]
+def resolve(settings: Training, precision: Arithmetic, task: Task = Task.CLASSIFY) -> Recipe:
+    """Fills in what the settings leave open, by task and mode."""
+    defaults = _DEFAULTS[task][settings.mode]
     lr = settings.lr
     if lr is None:
         lr = defaults.lr * (_SGD_TO_ADAMW if settings.optimizer == "sgd" else 1.0)
@@ -76,7 +96,7 @@ def resolve(settings: Training, precision: Arithmetic) -> Recipe:
         label_smoothing=defaults.label_smoothing if settings.label_smoothing is None else settings.label_smoothing,
         accumulate=settings.accumulate,
         clip_norm=settings.clip_norm,
-        ema=settings.ema,
+        ema=defaults.ema if settings.ema is None else settings.ema,
         patience=settings.patience,
         balance=settings.balance,
         precision=precision,

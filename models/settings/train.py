@@ -52,7 +52,7 @@ class Training(Settings):
     ] = None
     augment: Annotated[
         Augment | None,
-        Field(description="How much training images are varied; by default light, and not at all for features."),
+        Field(description="How much training images are varied; by default light, and not at all for a classifier's features."),
     ] = None
     flip: Annotated[
         bool, Field(description="Mirror training images; switch off where left and right differ, as in text.")
@@ -62,13 +62,18 @@ class Training(Settings):
     warmup_epochs: Annotated[float, Field(ge=0, description="The rate rises so long, then falls as a cosine.")] = 1.0
     label_smoothing: Annotated[
         float | None,
-        Field(ge=0, lt=1, description="Share of each target spread over classes; by default .1, for features 0."),
+        Field(ge=0, lt=1, description="Share of each target spread over classes; by default .1 for classifiers, for features 0."),
     ] = None
     accumulate: Annotated[int, Field(ge=1, description="Batches per update of the weights.")] = 1
     clip_norm: Annotated[float, Field(ge=0, description="Largest norm of the gradient; 0: no limit.")] = 1.0
     ema: Annotated[
-        float, Field(ge=0, lt=1, description="Decay of the averaged weights that are kept; 0: the weights themselves.")
-    ] = 0.0
+        float | None,
+        Field(
+            ge=0,
+            lt=1,
+            description="Decay of the averaged weights that are kept; 0: the weights themselves; by default by task.",
+        ),
+    ] = None
     patience: Annotated[
         int, Field(ge=0, description="Stop when so many epochs brought no better metric; 0: never.")
     ] = 0
