@@ -40,6 +40,7 @@ def target(*boxes: tuple[float, ...], ignored: bool = False) -> dict[str, torch.
         "boxes_xyxy": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         "labels": torch.arange(len(boxes)),
         "ignored": torch.full((len(boxes),), ignored),
+        "difficult": torch.zeros(len(boxes), dtype=torch.bool),
     }
 
 
@@ -54,7 +55,7 @@ def test_objects_by_image():
     empty, two = detection.targets(images, rows, ["a", "b"])
     assert empty.boxes_xyxy.shape == (0, 4)
     assert two.boxes_xyxy.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 2, 2]]
-    assert two.labels.tolist() == [1, 0, 0]
+    assert two.labels.tolist() == [1, 0, -1]
     assert two.ignored.tolist() == [False, True, True]
 
 
@@ -67,7 +68,7 @@ def test_an_unknown_label_is_named():
 def test_boxes_move_with_their_image_and_stay_inside():
     rows = annotations(("/1.png", "a", (10, 20, 110, 60), False))
     (objects,) = detection.targets(pa.table({"image": ["/1.png"]}), rows, ["a"])
-    placed = detection.placed(objects, Geometry(100, 80, 0.5, 0.25, 3.0, 1.0))
+    placed = detection.placed(objects, Geometry(100, 80, 0.5, 0.25, 3.0, 1.0), (32, 64))
     assert placed["boxes_xyxy"].tolist() == [[8.0, 6.0, 53.0, 16.0]]
     assert placed["boxes_xyxy"].dtype == torch.float32
 

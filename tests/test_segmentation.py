@@ -111,12 +111,12 @@ def test_what_cannot_be_learned_from_is_said(rows, classes, message):
         segmentation.targets(IMAGES, annotations(*rows), classes)
 
 
-def in_input(drawn: np.ndarray, geometry: Geometry) -> np.ndarray:
+def in_input(drawn: np.ndarray, geometry: Geometry, rule: ResizeRule) -> np.ndarray:
     height, width = drawn.shape
     regions = Regions(height, width, tuple(
         segmentation_region(value, drawn == value) for value in np.unique(drawn[drawn > 0]).tolist()
     ))  # fmt: skip
-    return segmentation.placed(regions, geometry).numpy()
+    return segmentation.placed(regions, geometry, (rule.height, rule.width)).numpy()
 
 
 def segmentation_region(value: int, mask: np.ndarray):
@@ -137,7 +137,7 @@ def test_a_map_lies_as_its_image_does(rule):
     spans = spans_yx(rule, *drawn.shape)
     prepared = np.empty((spans[0].count, spans[1].count, 3), np.uint8)
     resize(np.repeat(drawn[..., None] * 255, 3, axis=2), *spans, "bilinear", prepared)
-    placed = in_input(drawn, geometry_of(*spans))
+    placed = in_input(drawn, geometry_of(*spans), rule)
     assert placed.shape == prepared.shape[:2]
     assert np.mean(placed == (prepared[..., 0] > 127)) == 1
 
@@ -146,7 +146,7 @@ def test_a_map_that_is_enlarged_comes_back_as_it_was():
     drawn = np.random.default_rng(0).integers(0, 3, (13, 17)).astype(np.uint8)
     rule = ResizeRule("letterbox", 50, 50)
     geometry = geometry_of(*spans_yx(rule, 13, 17))
-    placed = in_input(drawn, geometry)
+    placed = in_input(drawn, geometry, rule)
     padded = np.zeros((50, 50), np.uint8)
     padded[: placed.shape[0], : placed.shape[1]] = placed
     for value, counts, _ in segments_of_map(padded, geometry):
@@ -158,7 +158,7 @@ def test_a_cropped_image_takes_its_map_with_it():
     rule = ResizeRule("crop", 10, 10, short_side=13)
     drawn = np.zeros((26, 40), np.uint8)
     drawn[:, 20:] = 1
-    placed = in_input(drawn, geometry_of(*spans_yx(rule, 26, 40)))
+    placed = in_input(drawn, geometry_of(*spans_yx(rule, 26, 40)), rule)
     batch = learner_of("unet", rule)[0].collate([torch.from_numpy(placed)])
     assert batch.tolist() == [[[0] * 5 + [1] * 5] * 10]
 

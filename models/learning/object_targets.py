@@ -10,7 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from models.errors import UsageError
+from models.imaging import masks
 from models.imaging.geometry import Geometry
+
+_COLUMNS = ("image", "label", "x_min", "y_min", "x_max", "y_max", "crowd", "difficult", "mask")
 
 
 @dataclass(frozen=True)
@@ -18,43 +21,69 @@ class Objects:
     """What one image shows."""
 
     boxes_xyxy: NDArray[np.float32]  # [n, 4], pixels of the oriented original
-    labels: NDArray[np.int64]  # [n], indices into the classes; 0 for a region that has none
-    ignored: NDArray[np.bool_]  # [n]: crowds and regions without a label; findings there do not count
+    labels: NDArray[np.int64]  # [n], indices into the classes; -1 for a region that has none
+    ignored: NDArray[np.bool_]  # [n]: crowds and regions without a label; nothing is learned there
+    difficult: NDArray[np.bool_]  # [n]: learned from, but findings there do not count
+    masks: tuple[str | None, ...] | None = None  # n, COCO compressed RLE counts of the image's size
 
 
-def targets(images: pa.Table, annotations: pa.Table, classes: Sequence[str]) -> list[Objects]:
+def targets(images: pa.Table, annotations: pa.Table, classes: Sequence[str], with_masks: bool = False) -> list[Objects]:
     """The objects of each image, by row of `images`; an image may show none.
 
-    Raises UsageError that names an image with an object of another class.
+    with_masks: of an object that has no mask nobody can say which pixels it is made of, so it is to be ignored. Raises
+    UsageError that names an image with an object of another class.
     """
     index = {name: number for number, name in enumerate(classes)}
-    rows: dict[str, list[tuple[list[float], int, bool]]] = {name: [] for name in images.column("image").to_pylist()}
-    columns = ("image", "label", "x_min", "y_min", "x_max", "y_max", "crowd")
-    for image, label, *box, crowd in zip(*(annotations.column(name).to_pylist() for name in columns), strict=True):
+    rows: dict[str, list[int]] = {name: [] for name in images.column("image").to_pylist()}
+    columns = {name: annotations.column(name).to_pylist() for name in _COLUMNS}
+    for row, image in enumerate(columns["image"]):
         if image not in rows:
             continue  # of another split
+        label = columns["label"][row]
         if label is not None and label not in index:
             raise UsageError(f"{image} has an object with the label {label!r}, which is not among the classes")
-        rows[image].append((box, index.get(label, 0), bool(crowd) or label is None))
-    return [
-        Objects(
-            np.array([box for box, _, _ in found], np.float32).reshape(-1, 4),
-            np.array([label for _, label, _ in found], np.int64),
-            np.array([ignored for _, _, ignored in found], np.bool_),
+        rows[image].append(row)
+    found = []
+    for of_image in rows.values():
+        labels, crowd, difficult, mask = (
+            [columns[name][row] for row in of_image] for name in ("label", "crowd", "difficult", "mask")
         )
-        for found in rows.values()
-    ]
+        boxes = [[columns[side][row] for side in _COLUMNS[2:6]] for row in of_image]
+        ignored = [
+            bool(is_crowd) or label is None or (with_masks and counts is None)
+            for label, is_crowd, counts in zip(labels, crowd, mask, strict=True)
+        ]
+        found.append(
+            Objects(
+                np.array(boxes, np.float32).reshape(-1, 4),
+                np.array([-1 if label is None else index[label] for label in labels], np.int64),
+                np.array(ignored, np.bool_),
+                np.array(difficult, np.bool_),
+                tuple(mask) if with_masks else None,
+            )
+        )
+    return found
 
 
-def placed(target: Objects, geometry: Geometry) -> dict[str, Any]:
+def placed(target: Objects, geometry: Geometry, size_hw: tuple[int, int]) -> dict[str, Any]:
     """The objects in an image that was letterboxed or stretched: boxes_xyxy f32 [n, 4] in its pixels and inside it,
-    labels i64 [n], ignored bool [n]."""
+    labels i64 [n], ignored and difficult bool [n]; where masks are learned also masks bool [n, height, width], in which
+    each pixel is what the original is at its centre."""
     scale = np.array([geometry.scale_x, geometry.scale_y] * 2)
     offset = np.array([geometry.offset_x, geometry.offset_y] * 2)
     size = np.array([geometry.width, geometry.height] * 2)
     boxes = np.clip(target.boxes_xyxy, 0, size) * scale + offset  # [n, 4]
-    return {
+    moved = {
         "boxes_xyxy": torch.from_numpy(boxes.astype(np.float32)),
         "labels": torch.from_numpy(target.labels),
         "ignored": torch.from_numpy(target.ignored),
+        "difficult": torch.from_numpy(target.difficult),
     }
+    if target.masks is None:
+        return moved
+    y, x = geometry.sources_yx(size_hw)
+    drawn = np.zeros((len(target.masks), *size_hw), np.bool_)
+    for mask, counts in zip(drawn, target.masks, strict=True):
+        if counts is not None:
+            mask[: len(y), : len(x)] = masks.decode(counts, geometry.height, geometry.width)[y[:, None], x]
+    return {**moved, "masks": torch.from_numpy(drawn)}

@@ -25,7 +25,8 @@ class Samples:
     rule: ResizeRule  # of the network's input, which is also that of validation
     augmentation: Augmentation | None = None
     groups: Sequence[int] | None = None  # the class of each image, to draw all equally often
-    placed: Callable[[Any, Geometry], Any] | None = None  # a target moved with its image by a resize
+    # A target moved with its image by a resize, into an input of that height and width.
+    placed: Callable[[Any, Geometry, tuple[int, int]], Any] | None = None
     limits: Limits | None = None
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class PreparedImages:
         rule = samples.prepared_rule
         self._shape = (rule.height, rule.width, 3)
         self._room = max(0, budget_bytes // (rule.height * rule.width * 3))  # images that may be kept
-        self._kept: dict[int, tuple[NDArray[np.uint8], Any]] = {}
+        self._kept: dict[int, tuple[NDArray[np.uint8], Geometry]] = {}
         self._of_thread = threading.local()
 
     def get(self, index: int) -> tuple[NDArray[np.uint8], Any]:
@@ -57,25 +58,25 @@ class PreparedImages:
 
         Raises UndecodableImage that names the image, and whatever `read` raises.
         """
-        if (kept := self._kept.get(index)) is not None:
-            return kept
+        pixels, geometry = self._kept.get(index) or self._prepared(index)
+        if len(self._kept) < self._room:
+            self._kept[index] = pixels, geometry
+        target, placed = self.samples.targets[index], self.samples.placed
+        # Placed anew each time: masks of objects take many times the memory of their image.
+        return pixels, target if placed is None else placed(target, geometry, self._shape[:2])
+
+    def _prepared(self, index: int) -> tuple[NDArray[np.uint8], Geometry]:
         samples = self.samples
         if not hasattr(self._of_thread, "preparer"):
             self._of_thread.preparer = Preparer(samples.prepared_rule, samples.limits)
         pixels = np.empty(self._shape, np.uint8)
         try:
-            geometry = self._of_thread.preparer.prepare(samples.read(index), pixels)
+            return pixels, self._of_thread.preparer.prepare(samples.read(index), pixels)
         except Rejected as rejected:
             raise UndecodableImage(
                 f"{samples.names[index]} can no longer be decoded ({rejected.status}: {rejected.reason}): "
                 "ingest the data set again"
             ) from None
-        target = samples.targets[index]
-        if samples.placed is not None:
-            target = samples.placed(target, geometry)
-        if len(self._kept) < self._room:
-            self._kept[index] = pixels, target
-        return pixels, target
 
 
 def memory_budget(share: float) -> int:

@@ -35,7 +35,7 @@ def targets(images: pa.Table, annotations: pa.Table, classes: Sequence[str]) -> 
     return regions_of(images, annotations, classes)
 
 
-def placed(target: Regions, geometry: Geometry) -> Tensor:
+def placed(target: Regions, geometry: Geometry, size_hw: tuple[int, int]) -> Tensor:
     """The map uint8 [rows, columns] as the image lies in the network's input, without the padding around it.
 
     Each pixel is what the original is at its centre, as each pixel of the original later gets what the map is at its
@@ -44,12 +44,12 @@ def placed(target: Regions, geometry: Geometry) -> Tensor:
     drawn = target.drawn()  # [height, width]
     y = _sources(geometry.height, geometry.scale_y, geometry.offset_y)
     x = _sources(geometry.width, geometry.scale_x, geometry.offset_x)
-    return torch.from_numpy(drawn[y[:, None], x])
+    return torch.from_numpy(drawn[y[: size_hw[0], None], x[: size_hw[1]]])
 
 
 def _sources(size: int, scale: float, offset: float) -> np.ndarray:
     """For each pixel of the input along one side the pixel of the original that its centre falls into."""
-    count = max(1, round(size * scale + offset))  # what a crop cuts away at the other end is cut away by `collate`
+    count = max(1, round(size * scale + offset))  # up to the end that a crop cuts away
     return ((np.arange(count) + 0.5 - offset) / scale).astype(np.int64).clip(0, size - 1)
 
 
