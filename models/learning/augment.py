@@ -6,9 +6,9 @@ image's own, and torchvision carries out what was drawn.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import Generator
@@ -31,6 +31,27 @@ class Augmentation(Protocol):
 
     def __call__(self, image: Tensor, target: Any, seed: int) -> tuple[Tensor, Any]:
         """uint8 [3, rows, columns] by `training_rule` → uint8 [3, height, width] for the network, and its target."""
+
+
+@runtime_checkable
+class Mixing(Augmentation, Protocol):
+    """An Augmentation that makes one image of several. It is given images without the padding of a letterbox."""
+
+    def partners(self, seed: int, count: int) -> list[int]:
+        """Which of `count` other images are wanted beside the one of this seed, by number; perhaps none."""
+
+    def __call__(
+        self, image: Tensor, target: Any, seed: int, partners: Sequence[tuple[Tensor, Any]] = ()
+    ) -> tuple[Tensor, Any]:
+        """As that of Augmentation; partners: the images that were asked for, and their targets."""
+
+
+@runtime_checkable
+class Changing(Protocol):
+    """An Augmentation that is another one in some epochs."""
+
+    def at_epoch(self, epoch: int, epochs: int) -> Augmentation:
+        """That of one of so many epochs, counted from 0; images are prepared for all of them by the same rule."""
 
 
 def image_seed(seed: int, epoch: int, index: int) -> int:
