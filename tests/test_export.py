@@ -18,7 +18,7 @@ from models.imaging.geometry import ResizeRule
 from models.imaging.prepare import Preparer
 from models.nets.untrained import build_untrained
 from models.records import Task
-from models.runtime import quantize
+from models.runtime import layers
 from models.runtime.engine import OnnxRuntimeEngine, open_engine
 from models.runtime.export import METADATA_KEY
 from models.settings.export import ExportSettings
@@ -396,8 +396,8 @@ def test_what_is_before_and_after_the_layers():
         helper.make_node("Softmax", ["d"], ["e"], name="softmax"),
     ]
     model = helper.make_model(helper.make_graph(nodes, "g", [], []))
-    assert quantize._before_layers(model) == {"cast"}
-    assert quantize._after_layers(model) == {"softmax"}
+    assert layers.before_layers(model) == {"cast"}
+    assert layers.after_layers(model) == {"softmax"}
 
 
 def test_the_metadata_of_a_variant_has_its_own_card_once(store, squares, tmp_path):

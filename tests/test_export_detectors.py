@@ -13,7 +13,7 @@ from models.dataset import Dataset
 from models.errors import ModelError, UsageError
 from models.imaging.geometry import ResizeRule
 from models.records import Task
-from models.runtime import quantize
+from models.runtime import layers, quantize
 from models.settings.export import ExportSettings
 from tasks import registry
 from tasks.export import export
@@ -116,6 +116,17 @@ def test_layers_that_lose_too_much_stay_exact(store, objects, tmp_path):
     assert exported.metrics["gate"]["int8"] == 1.0
 
 
+def test_the_most_sensitive_layers_stay_exact(store, objects, tmp_path):
+    """What a layer does is seen in the sums that boxes are made from: there may be any number of boxes."""
+    publish_layers(store, tmp_path, [EVEN, EVEN, UNEVEN, EVEN, EVEN, EVEN])
+    exported = export(store, ExportSettings(model="layers", precision="int8", dataset="objects"))
+    conversion = registry.resolve(store, exported.model).conversion
+    assert conversion["quantised"] == "all but the first, the last and the 2 most sensitive layers"
+    assert [name for name in conversion["exact_nodes"] if name.startswith("layer")] == [
+        f"layer{k}" for k in (0, 1, 2, 5)
+    ]
+
+
 def test_an_int8_detector_that_finds_less_is_not_published(store, objects, tmp_path):
     card = publish_layers(store, tmp_path, [EVEN, UNEVEN, UNEVEN, EVEN])
     with pytest.raises(ModelError, match=r"ap 1\.0000 → 0\.0000, worst classes light 1\.00 → 0\.00"):
@@ -205,8 +216,8 @@ def two_stages() -> onnx.ModelProto:
 
 def test_decoding_and_places_are_outside_of_all_layers():
     model = two_stages()
-    assert quantize._before_layers(model) == {"cast", "weigh", "boxes"}
-    assert quantize._after_layers(model) == {"flatten", "decode", "choose", "boxes", "look", "answer"}
+    assert layers.before_layers(model) == {"cast", "weigh", "boxes"}
+    assert layers.after_layers(model) == {"flatten", "decode", "choose", "boxes", "look", "answer"}
 
 
 def run(path: Path) -> np.ndarray:

@@ -19,21 +19,20 @@ from numpy.typing import NDArray
 
 from models.errors import ModelError
 from models.records import Task
-
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what has weights, and takes the time
-_DECISIONS = ("NonMaxSuppression", "RoiAlign", "TopK")  # what makes places of sums, and looks there
+from models.runtime import layers
 
 # What is computed in int8, by task. Between quantised layers the rest would cost a conversion there and back.
 _AROUND = ("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Relu", "Reshape")
 INT8_OPERATORS: dict[Task, tuple[str, ...]] = {
-    Task.CLASSIFY: (*_LAYERS, *_AROUND),
+    Task.CLASSIFY: (*layers.LAYERS, *_AROUND),
     Task.DETECT: ("Conv",),  # coordinates need more than 256 steps
     Task.INSTANCE: ("Conv",),
-    Task.SEMANTIC: (*_LAYERS, *_AROUND, "Resize"),
+    Task.SEMANTIC: (*layers.LAYERS, *_AROUND, "Resize"),
 }
 HALF_MAX = 65_504.0
 _SENSITIVE_SHARE = 0.1  # of the quantised tensors; the layers around the worst of them go back to fp32
 _SENSITIVITY_IMAGES = 8
+_SENSITIVITY_MAPS = 2  # every place of a map is an answer
 _SAME_RANGE = ("Clip", "Flatten", "MaxPool", "Relu", "Reshape")  # of values; they are rounded as their neighbours are
 
 
@@ -54,7 +53,7 @@ def largest_value(exact: Path, images: NDArray[np.uint8]) -> tuple[float, str]:
     import onnx
 
     model = onnx.load(exact)
-    outside = _before_layers(model) | _after_layers(model)
+    outside = layers.before_layers(model) | layers.after_layers(model)
     inside = {name for node in model.graph.node if node.name not in outside for name in node.output}
     with _quiet("fp16"), tempfile.TemporaryDirectory(prefix="pixelmill-fp16-") as folder:
         from onnxruntime.quantization.calibrate import create_calibrator
@@ -74,15 +73,15 @@ def to_fp16(exact: Path, out: Path) -> None:
     """Writes `exact` with weights and sums in half precision. Raises ModelError where that cannot be done."""
     import onnx
 
-    model = _named(onnx.load(exact))
+    model = layers.named(onnx.load(exact))
     with _quiet("fp16"):
         from onnxruntime.transformers.float16 import convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
 
         # Told to leave nodes alone, the converter still rounds what goes from one to the next: it sees only the rest.
-        before, after = _before_layers(model), _after_layers(model)
-        _keep_apart(model, dict.fromkeys(before | after, "what stays exact"))
-        body = convert_float_to_float16(_body(model, before | after), keep_io_types=True)
+        before, after = layers.before_layers(model), layers.after_layers(model)
+        layers.keep_apart(model, dict.fromkeys(before | after, "what stays exact"))
+        body = convert_float_to_float16(layers.body(model, before | after), keep_io_types=True)
         nodes = [node for node in model.graph.node if node.name in before | after]
         needed = {name for node in nodes for name in node.input} - {i.name for i in body.graph.initializer}
         kept = [initializer for initializer in model.graph.initializer if initializer.name in needed]
@@ -103,17 +102,21 @@ def prepare_int8(exact: Path, out: Path) -> None:
     Layers that share their weights, as those of a head that looks at several maps, get weights of their own: of shared
     ones the quantiser makes a graph that ONNX Runtime cannot load.
     """
-    import onnx
-
-    model = _named(onnx.load(exact))
-    _keep_apart(model, {node.name: node.name for node in model.graph.node if node.op_type in _LAYERS})
-    onnx.save(model, out)
+    _part_layers(exact, out)
     with _quiet("int8"):
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         # Our exports state their shapes; the symbolic inference takes a doubled map's batch for another one, and fails.
         quant_pre_process(out, out, skip_symbolic_shape=True)
-    onnx.save(_named(onnx.load(out)), out)
+    _part_layers(out, out)  # it makes one of small weights that are equal
+
+
+def _part_layers(path: Path, out: Path) -> None:
+    import onnx
+
+    model = layers.named(onnx.load(path))
+    layers.keep_apart(model, {node.name: node.name for node in model.graph.node if node.op_type in layers.LAYERS})
+    onnx.save(model, out)
 
 
 def to_int8(prepared: Path, task: Task, attempt: Attempt, batches: Iterable[NDArray[np.uint8]], out: Path) -> None:
@@ -133,7 +136,7 @@ def to_int8(prepared: Path, task: Task, attempt: Attempt, batches: Iterable[NDAr
             _reader(batches),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(INT8_OPERATORS[task]),
-            nodes_to_exclude=sorted({*_before_layers(model), *_after_layers(model), *attempt.exact_nodes}),
+            nodes_to_exclude=sorted({*layers.before_layers(model), *layers.after_layers(model), *attempt.exact_nodes}),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -151,31 +154,35 @@ def attempts(prepared: Path, whole: Path, task: Task, images: NDArray[np.uint8])
 
     yield Attempt("all layers", ())
     model = onnx.load(prepared)
-    layers = [
-        node.name for node in model.graph.node if node.op_type in _LAYERS and node.op_type in INT8_OPERATORS[task]
+    candidates = [
+        node.name for node in model.graph.node if node.op_type in layers.LAYERS and node.op_type in INT8_OPERATORS[task]
     ]
-    ends = tuple(layer for number, layer in enumerate(layers) if number in (0, len(layers) - 1))
-    if len(ends) == len(layers):
+    first_and_last = {*layers.first_layers(model), *layers.last_layers(model)}
+    ends = tuple(layer for layer in candidates if layer in first_and_last)
+    if len(ends) == len(candidates):
         return
-    yield Attempt("all but the first and the last layer", ends)
-    if task != Task.CLASSIFY:  # boxes come in any number and order: there is no difference to measure
-        return
-    sensitive = sensitive_nodes(prepared, whole, images[:_SENSITIVITY_IMAGES])
-    count = len(sensitive.intersection(layers).difference(ends))
-    if 0 < count < len(layers) - len(ends):
+    yield Attempt(f"all but the first and the last {'layer' if len(ends) == 2 else 'layers'}", ends)
+    looked_at = images[: _SENSITIVITY_IMAGES if task == Task.CLASSIFY else _SENSITIVITY_MAPS]
+    sensitive = sensitive_nodes(prepared, whole, task, looked_at)
+    count = len(sensitive.intersection(candidates).difference(ends))
+    if 0 < count < len(candidates) - len(ends):
         exact = tuple(node.name for node in model.graph.node if node.name in {*ends, *sensitive})
         yield Attempt(f"all but the first, the last and the {count} most sensitive layers", exact)
 
 
-def sensitive_nodes(prepared: Path, quantised: Path, images: NDArray[np.uint8]) -> set[str]:
+def sensitive_nodes(prepared: Path, quantised: Path, task: Task, images: NDArray[np.uint8]) -> set[str]:
     """The nodes next to the tensors whose rounding alone changes the answers most; images [n, height, width, 3].
 
     One tensor after the other is rounded in the exact graph as it is in the quantised one. How much of a tensor's own
-    strength is lost says little: a channel that vanishes beside a strong one may be the one that decides.
+    strength is lost says little: a channel that vanishes beside a strong one may be the one that decides. Probabilities
+    are compared as they are; boxes come in any number and order, and classes of pixels without a degree, so of these
+    what they are made from is compared, the last layers' sums.
     """
     import onnx
 
     model, whole = onnx.load(prepared), onnx.load(quantised)
+    if task != Task.CLASSIFY:
+        _answer_sums(model)
     constants = {constant.name: constant for constant in whole.graph.initializer}
     tensors = {name for node in model.graph.node for name in node.output}
     exact = _answers(model, images)
@@ -183,7 +190,7 @@ def sensitive_nodes(prepared: Path, quantised: Path, images: NDArray[np.uint8]) 
     for node in whole.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in tensors:
             rounded = _with_rounded(model, node.input[0], [constants[name] for name in node.input[1:]])
-            changes[node.input[0]] = float(np.abs(_answers(rounded, images) - exact).mean())
+            changes[node.input[0]] = _change(exact, _answers(rounded, images))
     worst = sorted(changes, key=lambda name: -changes[name])[: max(1, int(len(changes) * _SENSITIVE_SHARE))]
     return set().union(*(_around(model, tensor) for tensor in worst))
 
@@ -224,11 +231,37 @@ def _with_rounded(model: Any, tensor: str, parameters: list[Any]) -> Any:
     return copy
 
 
-def _answers(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _answer_sums(model: Any) -> None:
+    """Lets a model answer with the sums of its last layers, as far as no decision comes before them."""
+    import onnx
+
+    last = set(layers.last_layers(model))
+    decided: set[str] = set()  # tensors
+    sums = []
+    for node in model.graph.node:
+        if node.op_type in layers.DECISIONS or not decided.isdisjoint(node.input):
+            decided.update(node.output)
+        elif node.name in last:
+            sums.append(onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
+    del model.graph.output[:]
+    model.graph.output.extend(sums)
+
+
+def _answers(model: Any, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """Each output, of all images one behind the other."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, {"images": image[None]})[0] for image in images])
+    answers = zip(*(session.run(None, {"images": image[None]}) for image in images), strict=True)
+    return [np.concatenate(of_images) for of_images in answers]
+
+
+def _change(exact: list[NDArray[np.float32]], found: list[NDArray[np.float32]]) -> float:
+    """The mean difference of each output, as a share of how much it varies; all together."""
+    return sum(
+        float(np.abs(after - before).mean() / max(float(before.std()), 1e-12))
+        for before, after in zip(exact, found, strict=True)
+    )
 
 
 def _reader(batches: Iterable[NDArray[np.uint8]]) -> Any:
@@ -243,98 +276,6 @@ def _reader(batches: Iterable[NDArray[np.uint8]]) -> Any:
             return None if batch is None else {"images": batch}
 
     return Reader()
-
-
-def _body(model: Any, outside: set[str]) -> Any:
-    """The part of a model without the nodes `outside`, as a model of its own."""
-    import onnx
-    from onnx.utils import Extractor
-
-    nodes = model.graph.node
-    made_inside = {name for node in nodes if node.name not in outside for name in node.output}
-    made_outside = {name for node in nodes if node.name in outside for name in node.output}
-    made_outside |= {value.name for value in model.graph.input}
-    used_outside = {name for node in nodes if node.name in outside for name in node.input}
-    used_outside |= {value.name for value in model.graph.output}
-    used_inside = {name for node in nodes if node.name not in outside for name in node.input}
-    extractor = Extractor(onnx.shape_inference.infer_shapes(model))
-    return extractor.extract_model(sorted(made_outside & used_inside), sorted(made_inside & used_outside))
-
-
-def _before_layers(model: Any) -> set[str]:
-    """The names of the nodes that no layer's sums reach: they prepare the images, or what a second stage looks at."""
-    reached: set[str] = set()  # tensors
-    names = set()
-    sums = _sums(model)
-    for node in model.graph.node:  # in topological order
-        if node.op_type in _LAYERS or not reached.isdisjoint(node.input):
-            reached.update(sums.intersection(node.output))
-        else:
-            names.add(node.name)
-    return names
-
-
-def _after_layers(model: Any) -> set[str]:
-    """The names of the nodes whose sums reach no layer: they make the answers, or the places of a second stage."""
-    needed: set[str] = set()  # tensors
-    names = set()
-    sums = _sums(model)
-    for node in reversed(model.graph.node):
-        if node.op_type in _LAYERS or not needed.isdisjoint(sums.intersection(node.output)):
-            needed.update(node.input)
-        else:
-            names.add(node.name)
-    return names
-
-
-def _sums(model: Any) -> set[str]:
-    """The tensors through which one layer's sums go on to the next: they hold floats, and no decision made them."""
-    import onnx
-
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    others = {
-        value.name
-        for value in (*graph.value_info, *graph.output)
-        if value.type.tensor_type.elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED)
-    }
-    return {
-        name
-        for node in model.graph.node
-        if node.op_type not in _DECISIONS
-        for name in node.output
-        if name not in others
-    }
-
-
-def _keep_apart(model: Any, groups: dict[str, str]) -> None:
-    """Gives nodes of different groups constants of their own; `groups`: by the name of the node, all others are one."""
-    import onnx
-
-    constants = {constant.name: constant for constant in model.graph.initializer}
-    owners: dict[str, str] = {}
-    for node in model.graph.node:
-        group = groups.get(node.name, "the rest")
-        for position, name in enumerate(node.input):
-            if name not in constants or owners.setdefault(name, group) == group:
-                continue
-            own = f"{name} of {group}"
-            if own not in constants:
-                copy = onnx.TensorProto()
-                copy.CopyFrom(constants[name])
-                copy.name = own
-                constants[own], owners[own] = copy, group
-                model.graph.initializer.append(copy)
-            node.input[position] = own
-
-
-def _named(model: Any) -> Any:
-    """The model, each node with a name of its own: nodes are spoken of by name."""
-    taken: set[str] = set()
-    for number, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{number}_unnamed"
-        taken.add(node.name)
-    return model
 
 
 @contextlib.contextmanager
