@@ -134,6 +134,10 @@ def squares(*corners: tuple[int, int], side: int = 10, size: int = 100) -> list[
         pytest.param(squares((40, 40)), squares((40, 40), (70, 70)), 2 / 3, id="one of two is wrong"),
         pytest.param(squares((40, 40), (70, 70), (10, 10)), squares((40, 40)), 2 / 4, id="one of three is found"),
         pytest.param(["a..."], ["a..."], 1, id="one pixel"),
+        pytest.param(["aaxx"], ["aabb"], None, id="what is open has none"),
+        pytest.param(
+            squares((99, 40), side=1), squares((0, 41), side=1), 0, id="the foot of a column is not by a head"
+        ),
     ],
 )
 def test_boundary_f1_by_hand(true, found, expected):

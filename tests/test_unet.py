@@ -7,7 +7,6 @@ import torch
 from models import catalog
 from models.card import Card
 from models.imaging.geometry import ResizeRule
-from models.learning import transfer
 from models.nets import unet
 from models.nets.untrained import build_untrained
 from models.runtime.engine import OnnxRuntimeEngine
@@ -75,28 +74,3 @@ def test_a_segmenter_is_exported(name, tmp_path):
     assert class_map.dtype == np.uint8
     assert class_map.shape == (5, rule.height, rule.width)
     assert set(np.unique(class_map)) == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize("name", SEGMENTERS)
-@pytest.mark.parametrize("mode", ["features", "finetune", "scratch"])
-def test_what_is_frozen_stays_as_it_is(name, mode):
-    entry = catalog.entry(name)
-    family = entry.family_module()
-    network = build_untrained(lambda: family.build_for_training(entry.builder, len(LABELS)))
-    parts = family.parts(network, entry.builder)
-    transfer.prepare(network, parts, mode)
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    optimizer = torch.optim.AdamW(transfer.parameter_groups(network, parts, mode, 1e-3, 0.1, 0.05))
-    network.train()
-    logits, auxiliary = family.training_logits(network(torch.rand(2, 3, 48, 48)))
-    (logits.square().mean() + sum(weight * aux.square().mean() for weight, aux in auxiliary.values())).backward()
-    optimizer.step()
-    after = network.state_dict()
-    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
-    backbone = {key for key in before if key.startswith(tuple(f"{m}." for stage in parts.stages for m in stage))}
-    learned = {key for key, _ in network.named_parameters()}
-    if mode == "features":
-        assert not changed & backbone
-        assert learned - backbone <= changed
-    else:
-        assert learned <= changed
