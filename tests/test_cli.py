@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -300,33 +299,7 @@ def test_prints_of_libraries_do_not_reach_the_json(here, capsys, monkeypatch):
     assert "downloading …" in err
 
 
-# --- the demo
-
-
-def test_demo(mill, capsys, monkeypatch):
-    from tasks import adopt, digits
-    from tasks.registry import resolve
-
-    monkeypatch.setattr(adopt, "import_model", lambda source, name, store, weights: resolve(store, "tiny"))
-    monkeypatch.setattr(digits, "write_digits", partial(digits.write_digits, per_class=10))
-    monkeypatch.setattr("flows.commands.demo.NUM_SCENES", 3)
-    monkeypatch.setenv("PIXELMILL_TRAINING", str(mill / "training"))
-    assert main(["demo", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    shown = {row["photograph"]: row["status"] for row in result["top"]}
-    assert {"chelsea.png": "ok", "empty.jpg": "empty", "letter.jpg": "unsupported"}.items() <= shown.items()
-    assert result["metrics"]["test"]["top1"] > 0.5
-    assert sum(row["images"] for row in result["digits"]) == result["metrics"]["test"]["images"]
-    right = sum(row["images"] * row["right"] for row in result["digits"]) / result["metrics"]["test"]["images"]
-    assert right == pytest.approx(result["metrics"]["test"]["top1"], abs=0.11)  # of ten images; engines may differ
-    assert main(["demo"]) == 0
-    out, err = capsys.readouterr()
-    assert f"{len(shown)} rows in the table demo, 0 of them new" in out
-    assert "3/6 predicting the photographs with tiny@000000000000" in err
-    assert f"{len(shown)} files in demo-photos" in err
-    assert f"{result['trained']} was trained so before: nothing to do" in err
-    for command in ("query", "verify", "ls", "export", "evaluate"):
-        assert f"\n  pixelmill {command}" in out
+# --- what a command suggests
 
 
 def test_suggested_commands_name_the_store_when_they_must(mill, capsys, monkeypatch):
