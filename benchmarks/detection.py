@@ -5,8 +5,8 @@
 
 FOLDER: the public data set BCCD (github.com/Shenggan/BCCD_Dataset, MIT), its folder BCCD with JPEGImages, Annotations
 and ImageSets: 364 microscope photographs of blood with 4,886 boxes of cells and platelets, in given splits; or any
-other source of boxes that `pixelmill ingest` reads. It is not part of this project. One thread each:
-OMP_NUM_THREADS=1 makes minutes comparable.
+other source of boxes that `pixelmill ingest` reads. It is not part of this project. OMP_NUM_THREADS=1
+makes minutes comparable.
 """
 
 from collections.abc import Mapping

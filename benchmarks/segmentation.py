@@ -5,7 +5,7 @@
 
 FOLDER: images and one COCO file with the mask of each object, such as nuclei of the Data Science Bowl 2018 (BBBC038,
 CC0): 80 images with 3,959 nuclei as images/ and instances.json. It is not part of this project. A fifth of the images
-is the test split, chosen by their content. One thread each: OMP_NUM_THREADS=1 makes minutes comparable.
+is the test split, chosen by their content. OMP_NUM_THREADS=1 makes minutes comparable.
 """
 
 from collections.abc import Mapping

@@ -1,13 +1,15 @@
 """The frame of benchmarks that train: a folder of labelled images, a fixed number of epochs, figures of the test split.
 
 Everything goes through what the commands call: ingest, train with its export, and the measuring of the ONNX file
-through the path that predicts in bulk. Compare only rows of the same machine and the same seeds.
+through the path that predicts in bulk. Minutes are those of the processor, start to end, so that others at work hardly
+change them; compare only rows of one machine.
 """
 
 import argparse
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,19 +67,21 @@ def compare(arguments: argparse.Namespace, ingesting: Mapping[str, Any], figures
         for name in arguments.models:
             for mode in arguments.modes:
                 for seed in arguments.seeds:
+                    began = time.process_time()
                     try:
                         trained = train(store, _settings(arguments, name, mode, seed))
                     except PixelmillError as error:
                         print(f"\n{name}, {mode}: {error}\n", flush=True)
                         continue
                     found = figures(trained.metrics["test"])
-                    columns = ["model", "mode", "seed", "epochs (best)", *found, "minutes"]
+                    columns = ["model", "mode", "seed", "epochs (best)", *found, "CPU minutes"]
                     if columns != header:
                         header = columns
                         print(_row(header) + "\n" + "|---" * len(header) + "|", flush=True)
+                    minutes = f"{(time.process_time() - began) / 60:.1f}"
                     epochs = f"{trained.epochs} ({trained.best_epoch})"
                     shown = ["" if value is None else f"{value:.3f}" for value in found.values()]
-                    print(_row([name, mode, str(seed), epochs, *shown, f"{trained.seconds / 60:.1f}"]), flush=True)
+                    print(_row([name, mode, str(seed), epochs, *shown, minutes]), flush=True)
 
 
 def _settings(arguments: argparse.Namespace, name: str, mode: str, seed: int) -> TrainSettings:
