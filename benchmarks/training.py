@@ -8,9 +8,11 @@ change them; compare only rows of one machine.
 import argparse
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,11 @@ def compare(arguments: argparse.Namespace, ingesting: Mapping[str, Any], figures
                 for seed in arguments.seeds:
                     began = time.process_time()
                     try:
-                        trained = train(store, _settings(arguments, name, mode, seed))
+                        trained = train(
+                            store,
+                            _settings(arguments, name, mode, seed),
+                            on_epoch=partial(_say, f"{name} {mode} {seed}"),
+                        )
                     except PixelmillError as error:
                         print(f"\n{name}, {mode}: {error}\n", flush=True)
                         continue
@@ -82,6 +88,14 @@ def compare(arguments: argparse.Namespace, ingesting: Mapping[str, Any], figures
                     epochs = f"{trained.epochs} ({trained.best_epoch})"
                     shown = ["" if value is None else f"{value:.3f}" for value in found.values()]
                     print(_row([name, mode, str(seed), epochs, *shown, minutes]), flush=True)
+
+
+def _say(which: str, row: Mapping[str, Any]) -> None:
+    """One line per epoch on stderr."""
+    measured = " ".join(
+        f"{key} {value:.3f}" for key, value in row.items() if key.startswith("val_") and value is not None
+    )
+    print(f"{which}: epoch {row['epoch']}, {measured}", file=sys.stderr, flush=True)
 
 
 def _settings(arguments: argparse.Namespace, name: str, mode: str, seed: int) -> TrainSettings:
