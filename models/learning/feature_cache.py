@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.errors import UsageError
 from models.learning.loading import Batch, ImageBatches, Part, to_device
-from models.learning.order import epoch_order, updates
+from models.learning.order import updates
 from models.learning.whole_files import write_whole
 from models.progress import Report, Step
 
@@ -55,8 +55,7 @@ class FeatureBatches:
         self, epoch: int, batch_size: int, accumulate: int, balance: bool, part: Part
     ) -> Iterator[list[Batch]]:
         """As that of ImageBatches; the views take turns over the epochs."""
-        groups = self.samples.groups if balance else None
-        order = epoch_order(len(self.samples), self.seed, epoch, groups)
+        order = self.samples.order(self.seed, epoch, balance)
         for update in updates(order, batch_size, accumulate, part.rank, part.ranks):
             yield [self._batch(epoch % len(self._views), order[positions]) for positions in update]
 

@@ -79,8 +79,8 @@ def fit(
     for samples, split in ((train, "train"), (val, "val")):
         if not len(samples):
             raise UsageError(f"the split {split} has no images")
-    if recipe.balance and train.groups is None:
-        raise UsageError("--balance needs images that have one label each")
+    if recipe.balance and train.groups is None and train.repeats is None:
+        raise UsageError("--balance needs images or objects with labels")
     devices = place.devices
     if recipe.mode == "features" and len(devices) > 1:
         devices = devices[:1]  # a head alone is trained in seconds
@@ -144,7 +144,7 @@ class _Training:
         self.train: ImageBatches | FeatureBatches
         self.val: ImageBatches | FeatureBatches
         images = [
-            ImageBatches(learner, samples, device, recipe.seed, place.threads, room)
+            ImageBatches(learner, samples, device, recipe.seed, place.threads, room, recipe.epochs)
             for samples, room in zip((train, val), budgets, strict=True)
         ]
         for batches in images:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.learning.augment import image_seed
+from models.learning.augment import Augmentation, Changing, Mixing, image_seed
 from models.learning.learner import Learner
-from models.learning.order import epoch_order, updates
-from models.learning.samples import PreparedImages, Samples, UndecodableImage
+from models.learning.order import updates
+from models.learning.samples import NEIGHBOURS, PreparedImages, Samples, UndecodableImage
 
 _BATCHES_AHEAD = 3
 _NAMED = 3  # images that one error names
@@ -35,13 +35,28 @@ class Part(NamedTuple):
     ranks: int = 1
 
 
+class _Wanted(NamedTuple):
+    """One image of a batch, by index, and how it is varied."""
+
+    image: int
+    seed: int = 0
+    partners: Sequence[int] = ()  # indices of the images that it is mixed with
+
+
 class ImageBatches:
-    """The batches of a split as images. Close it to end its threads."""
+    """The batches of a split as images, in a training of so many epochs. Close it to end its threads."""
 
     def __init__(
-        self, learner: Learner, samples: Samples, device: torch.device, seed: int, threads: int, budget_bytes: int
+        self,
+        learner: Learner,
+        samples: Samples,
+        device: torch.device,
+        seed: int,
+        threads: int,
+        budget_bytes: int,
+        epochs: int = 1,
     ):
-        self.learner, self.samples, self.device, self.seed = learner, samples, device, seed
+        self.learner, self.samples, self.device, self.seed, self.epochs = learner, samples, device, seed, epochs
         self._images = PreparedImages(samples, budget_bytes)
         torch.get_num_threads()  # the caller's own number is settled before the pool's threads set theirs
         # Each image is small: a pool of single threads is faster than threads that share one image.
@@ -55,43 +70,55 @@ class ImageBatches:
         self, epoch: int, batch_size: int, accumulate: int, balance: bool, part: Part
     ) -> Iterator[list[Batch]]:
         """The updates of one epoch, each a list of batches whose gradients add up."""
-        groups = self.samples.groups if balance else None
-        order = epoch_order(len(self.samples), self.seed, epoch, groups)
+        order = self.samples.order(self.seed, epoch, balance)
+        augmentation = self.samples.augmentation
+        if isinstance(augmentation, Changing):
+            augmentation = augmentation.at_epoch(epoch, self.epochs)
         variations = np.zeros(len(order), np.uint64)
         times: Counter[int] = Counter()
         for position, index in enumerate(order.tolist()):
             # What balancing draws again is varied again.
             variations[position] = image_seed(self.seed, epoch, index + times[index] * len(self.samples))
             times[index] += 1
+
+        def wanted(position: int) -> _Wanted:
+            seed = int(variations[position])
+            if not isinstance(augmentation, Mixing):
+                return _Wanted(int(order[position]), seed)
+            # Those that were drawn just before are as random as any, and still in memory where not all images fit.
+            numbers = augmentation.partners(seed, min(len(order), NEIGHBOURS))
+            partners = [int(order[(position - 1 - number) % len(order)]) for number in numbers]
+            return _Wanted(int(order[position]), seed, partners)
+
         plan = updates(order, batch_size, accumulate, part.rank, part.ranks)
-        batches = [positions for update in plan for positions in update]
-        stream = self._stream([order[batch] for batch in batches], [variations[batch] for batch in batches])
+        batches = ([wanted(position) for position in positions.tolist()] for update in plan for positions in update)
+        stream = self._stream(batches, augmentation)
         with contextlib.closing(stream):
             for update in plan:
                 yield [next(stream) for _ in update]
 
     def view(self, view: int, indices: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
         """Given images, varied for the `view`-th time, in the order of `indices` (one array per batch)."""
-        seeds = [[image_seed(self.seed, view, int(index)) for index in batch] for batch in indices]
-        return self._stream(indices, seeds)
+        seeds = ([_Wanted(index, image_seed(self.seed, view, index)) for index in batch.tolist()] for batch in indices)
+        return self._stream(seeds, self.samples.augmentation)
 
     def plain(self, batch_size: int) -> Generator[Batch]:
         """All images in order, not varied."""
-        starts = range(0, len(self.samples), batch_size)
-        return self._stream([np.arange(start, min(start + batch_size, len(self.samples))) for start in starts], None)
+        count = len(self.samples)
+        return self._stream(
+            (
+                [_Wanted(index) for index in range(start, min(start + batch_size, count))]
+                for start in range(0, count, batch_size)
+            ),
+            None,
+        )
 
-    def _stream(
-        self, indices: Sequence[NDArray[np.int64]], seeds: Sequence[Sequence[int] | NDArray[np.uint64]] | None
-    ) -> Generator[Batch]:
+    def _stream(self, batches: Iterable[Sequence[_Wanted]], augmentation: Augmentation | None) -> Generator[Batch]:
         waiting: deque[tuple[NDArray[np.int64], list[Future]]] = deque()
         try:
-            for number, batch in enumerate(indices):
-                of_batch: Any = seeds[number] if seeds is not None else [None] * len(batch)
-                futures = [
-                    self._pool.submit(self._sample, int(index), seed)
-                    for index, seed in zip(batch, of_batch, strict=True)
-                ]
-                waiting.append((batch, futures))
+            for batch in batches:
+                futures = [self._pool.submit(self._sample, wanted, augmentation) for wanted in batch]
+                waiting.append((np.array([wanted.image for wanted in batch]), futures))
                 if len(waiting) > _BATCHES_AHEAD:
                     yield self._batch(*waiting.popleft())
             while waiting:
@@ -101,13 +128,20 @@ class ImageBatches:
                 for future in futures:
                     future.cancel()
 
-    def _sample(self, index: int, seed: int | None) -> tuple[Tensor, Any]:
-        pixels, target = self._images.get(index)
-        image = torch.from_numpy(pixels)  # [height, width, 3]
-        if seed is None or self.samples.augmentation is None:
-            return image, target
-        varied, target = self.samples.augmentation(image.permute(2, 0, 1), target, int(seed))
-        return varied.permute(1, 2, 0), target
+    def _sample(self, wanted: _Wanted, augmentation: Augmentation | None) -> tuple[Tensor, Any]:
+        if isinstance(augmentation, Mixing):
+            (image, target), *partners = (self._image(index, False) for index in (wanted.image, *wanted.partners))
+            image, target = augmentation(image, target, wanted.seed, partners)
+        else:
+            image, target = self._image(wanted.image, True)
+            if augmentation is not None:
+                image, target = augmentation(image, target, wanted.seed)
+        return image.permute(1, 2, 0), target  # [height, width, 3]
+
+    def _image(self, index: int, padded: bool) -> tuple[Tensor, Any]:
+        """Prepared, [3, rows, columns], and its target."""
+        pixels, target = self._images.get(index, padded)
+        return torch.from_numpy(pixels).permute(2, 0, 1), target
 
     def _batch(self, indices: NDArray[np.int64], futures: Sequence[Future]) -> Batch:
         undecodable = [e for future in futures if isinstance(e := future.exception(), UndecodableImage)]

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 from models.errors import Rejected, UsageError
 from models.imaging.geometry import Geometry, ResizeRule
 from models.imaging.prepare import Limits, Preparer
-from models.learning.augment import Augmentation
+from models.learning.augment import Augmentation, Mixing
+from models.learning.order import epoch_order
+
+NEIGHBOURS = 64  # images of an epoch before each one, among which those are that it may be mixed with
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Samples:
     rule: ResizeRule  # of the network's input, which is also that of validation
     augmentation: Augmentation | None = None
     groups: Sequence[int] | None = None  # the class of each image, to draw all equally often
+    repeats: Sequence[float] | None = None  # where images show several classes: see models.learning.order
     # A target moved with its image by a resize, into an input of that height and width.
     placed: Callable[[Any, Geometry, tuple[int, int]], Any] | None = None
     limits: Limits | None = None
@@ -37,9 +42,16 @@ class Samples:
         """How images are resized before they are varied."""
         return self.augmentation.training_rule if self.augmentation is not None else self.rule
 
+    def order(self, seed: int, epoch: int, balance: bool) -> NDArray[np.int64]:
+        """The images of one epoch, by index; balance: rare classes more often."""
+        return epoch_order(len(self), seed, epoch, *((self.groups, self.repeats) if balance else ()))
+
 
 class UndecodableImage(UsageError):
     """An image of the data set that could be decoded once, and cannot be now."""
+
+
+_Prepared = tuple[NDArray[np.uint8], Geometry]
 
 
 class PreparedImages:
@@ -50,22 +62,49 @@ class PreparedImages:
         rule = samples.prepared_rule
         self._shape = (rule.height, rule.width, 3)
         self._room = max(0, budget_bytes // (rule.height * rule.width * 3))  # images that may be kept
-        self._kept: dict[int, tuple[NDArray[np.uint8], Geometry]] = {}
+        # Where not all can be kept, some of the room is for those that the next images may be mixed with.
+        is_mixing = self._room < len(samples) and isinstance(samples.augmentation, Mixing)
+        self._recent_room = min(self._room, 3 * NEIGHBOURS) if is_mixing else 0
+        self._room -= self._recent_room
+        self._kept: dict[int, _Prepared] = {}
+        self._recent: OrderedDict[int, _Prepared] = OrderedDict()
+        self._turn = threading.Lock()
         self._of_thread = threading.local()
 
-    def get(self, index: int) -> tuple[NDArray[np.uint8], Any]:
+    def get(self, index: int, padded: bool = True) -> tuple[NDArray[np.uint8], Any]:
         """Pixels [height, width, 3] by `prepared_rule`, not to be changed, and the target as it lies in them.
 
-        Raises UndecodableImage that names the image, and whatever `read` raises.
+        padded: with the padding of a letterbox. Raises UndecodableImage that names the image, and whatever `read`
+        raises.
         """
-        pixels, geometry = self._kept.get(index) or self._prepared(index)
-        if len(self._kept) < self._room:
-            self._kept[index] = pixels, geometry
+        pixels, geometry = self._kept.get(index) or self._seen_lately(index) or self._prepared(index)
+        self._keep(index, (pixels, geometry))
         target, placed = self.samples.targets[index], self.samples.placed
-        # Placed anew each time: masks of objects take many times the memory of their image.
-        return pixels, target if placed is None else placed(target, geometry, self._shape[:2])
+        if placed is not None:
+            # Placed anew each time: masks of objects take many times the memory of their image.
+            target = placed(target, geometry, self._shape[:2])
+        if not padded:
+            rows, columns = map(len, geometry.sources_yx(self._shape[:2]))
+            pixels = pixels[:rows, :columns]
+        return pixels, target
 
-    def _prepared(self, index: int) -> tuple[NDArray[np.uint8], Geometry]:
+    def _seen_lately(self, index: int) -> _Prepared | None:
+        with self._turn:
+            return self._recent.get(index)
+
+    def _keep(self, index: int, prepared: _Prepared) -> None:
+        with self._turn:
+            if index in self._kept:
+                return
+            if len(self._kept) < self._room:
+                self._kept[index] = prepared
+                return
+            self._recent[index] = prepared
+            self._recent.move_to_end(index)
+            while len(self._recent) > self._recent_room:
+                self._recent.popitem(last=False)
+
+    def _prepared(self, index: int) -> _Prepared:
         samples = self.samples
         if not hasattr(self._of_thread, "preparer"):
             self._of_thread.preparer = Preparer(samples.prepared_rule, samples.limits)
