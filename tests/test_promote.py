@@ -9,7 +9,16 @@ from models.card import ONNX_FILE, WEIGHTS_FILE, Card
 from models.errors import ModelError, NotFound
 from tasks import inventory, predict, registry
 from tasks.promote import PRODUCTION, Promotion, promote, promote_if_better
-from tests.tiny_datasets import COLOURS, colour_card, publish_colour_model, publish_dataset, square, write_colour_model
+from tests.tiny_datasets import (
+    COLOURS,
+    colour_card,
+    publish_colour_model,
+    publish_dataset,
+    publish_objects,
+    square,
+    write_colour_model,
+)
+from tests.tiny_models import publish_detector
 
 
 @pytest.fixture
@@ -78,6 +87,23 @@ def test_a_variant_can_be_promoted_and_is_listed(store, squares, tmp_path):
         (card.version, "fp32", "top1 0.500 (test)", []),
         (variant.version, "int8", "", [PRODUCTION]),
     ]
+
+
+def test_a_split_that_shows_nothing_to_find_decides_nothing(store, tmp_path):
+    """Average precision is null there; the promoted version stays."""
+    old = publish_detector(store, tmp_path)
+    promote(store, old.reference)
+    examples = [
+        ("test", square("red", 1), []),
+        ("val", square("red", 2), [{"label": "light", "x_min": 0.0, "y_min": 0.0, "x_max": 9.0, "y_max": 9.0}]),
+    ]
+    dataset = publish_objects(store, tmp_path / "objects", examples, ("light",))
+    new = registry.publish(
+        store, replace(old, version="c" * 12, files={}), {ONNX_FILE: registry.fetch_model(store, old)}
+    )
+    result = promote_if_better(store, new, dataset)
+    assert (result.promoted, result.metric, result.candidate) == (False, "ap", None)
+    assert result.reason == f"{dataset.reference} shows nothing in its split test to compare on"
 
 
 def test_other_aliases_stay(store, squares, tmp_path):

@@ -71,8 +71,9 @@ def task_module(task: Task) -> Any:
     """
     if task not in MEASURES:
         raise UsageError(f"models of task {task} cannot be measured; those of task {', '.join(MEASURES)} can")
-    if find_spec("torchmetrics") is None:
-        raise ModelError("measuring a model needs torchmetrics: pip install 'pixelmill[train]'")
+    for package in ("torchmetrics", "faster_coco_eval"):
+        if find_spec(package) is None:
+            raise ModelError(f"measuring a model needs {package}: pip install 'pixelmill[train]'")
     return import_module(f"models.learning.{MEASURES[task]}")
 
 
