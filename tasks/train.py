@@ -25,13 +25,14 @@ from models.dataset import Dataset
 from models.errors import ModelError, UsageError
 from models.imaging.prepare import Limits
 from models.progress import Report, Step, silent
+from models.records import Task
 from models.settings.export import ExportSettings
 from models.settings.train import TrainSettings
 from tasks import registry
 from tasks.datasets import datasets
 from tasks.storage import normalise
 from tasks.table import write_parquet
-from tasks.training_images import TrainingImages, image_files, training_images
+from tasks.training_images import TrainingImages, image_files, labels_of_objects, training_images
 from tasks.work import cores
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
         logger.info("the head of %s answers the same classes, and learns on", start.source)
 
     devices = _devices(settings)
-    recipe = resolve(settings, arithmetic(settings.precision, devices[0], settings.mode, network), entry.task)
+    recipe = resolve(settings, arithmetic(settings.precision, devices[0], settings.mode, network))
     card = Card(
         name=settings.name,
         version="",
@@ -194,7 +195,8 @@ def _train(
 
     task = task_module(plan.card.task)
     learner = task.learner(plan.network, plan.parts, plan.card, plan.recipe)
-    augmentation = task.augmentation(plan.recipe.augment, plan.card.input, plan.recipe.flip)
+    of_detectors = {"mosaic": True} if plan.recipe.mosaic else {}
+    augmentation = task.augmentation(plan.recipe.augment, plan.card.input, plan.recipe.flip, **of_detectors)
     folder = training_folder(plan.key)
     if not settings.resume:
         shutil.rmtree(folder, ignore_errors=True)
@@ -302,18 +304,22 @@ def _real_images(store: str, plan: _Plan) -> tuple[NDArray[np.uint8], list[str]]
 
 def _samples(store: str, plan: _Plan, images: "pa.Table", augmentation: "Augmentation | None") -> "Samples":
     from models.learning.learner import task_module
+    from models.learning.order import repeat_factors
     from models.learning.samples import Samples
 
     task = task_module(plan.card.task)
+    annotations = datasets.read_annotations(store, plan.dataset)
     labels = images.column("label").to_pylist()
+    is_classified = plan.card.task == Task.CLASSIFY
     sides = zip(images.column("width").to_pylist(), images.column("height").to_pylist(), strict=True)
     return Samples(
         names=images.column("image").to_pylist(),
-        targets=task.targets(images, datasets.read_annotations(store, plan.dataset), plan.card.labels),
+        targets=task.targets(images, annotations, plan.card.labels),
         read=image_files(plan.dataset, images),
         rule=plan.card.input,
         augmentation=augmentation,
-        groups=None if None in labels else [plan.card.labels.index(label) for label in labels],
+        groups=[plan.card.labels.index(label) for label in labels] if is_classified else None,
+        repeats=None if is_classified else repeat_factors(labels_of_objects(images, annotations)),
         # What ingest accepted is no mistake now.
         limits=Limits(max_pixels=max([Limits.max_pixels, *(width * height for width, height in sides)])),
         placed=getattr(task, "placed", None),

@@ -23,6 +23,27 @@ _CARVED = 0.1  # share of the training images that validates where the data set 
 _SHOWN = 5  # names in one message
 
 
+class _Needs(NamedTuple):
+    """What a data set must have to be learned from."""
+
+    learner: str  # for people, like what follows
+    fields: tuple[str, ...]  # of Dataset
+    what: str
+    sources: str  # that have it
+
+
+_NEEDS: dict[Task, _Needs] = {
+    Task.DETECT: _Needs("a detector", ("has_boxes",), "boxes", "COCO, VOC or YOLO"),
+    Task.INSTANCE: _Needs(
+        "a model that draws each object",  # without boxes a mask holds all objects of its class
+        ("has_boxes", "has_masks"),
+        "masks of single objects",
+        "COCO with polygons or RLE, or YOLO with polygons",
+    ),
+    Task.SEMANTIC: _Needs("a segmenter", ("has_masks",), "masks", "polygons, RLE or pairs of image and mask"),
+}
+
+
 class TrainingImages(NamedTuple):
     """Rows of images.parquet."""
 
@@ -63,7 +84,10 @@ def training_images(store: str, dataset: Dataset, task: Task) -> TrainingImages:
 
     Raises UsageError where nothing can be learned from them.
     """
-    _check_labels(dataset) if task == Task.CLASSIFY else _check_annotations(dataset, task)
+    if task == Task.CLASSIFY:
+        _check_labels(dataset)
+    else:
+        _check_annotations(dataset, task)
     train = _usable(datasets.read_images(store, dataset, "train"), dataset, "train", task)
     if not train.num_rows:
         has = ", ".join(f"{name} {count}" for name, count in dataset.splits.items()) or "none"
@@ -77,6 +101,8 @@ def training_images(store: str, dataset: Dataset, task: Task) -> TrainingImages:
         train, val = _carve(train, dataset)
     if task == Task.CLASSIFY:
         _check_classes(train, dataset)
+    else:
+        _check_objects(train, val, datasets.read_annotations(store, dataset), dataset, task)
     return TrainingImages(train, val, carved)
 
 
@@ -103,23 +129,39 @@ def _check_labels(dataset: Dataset) -> None:
         )
 
 
-# What the models of a task learn from: fields of Dataset, what that is for people, and what has it.
-_LEARNS_FROM: dict[Task, tuple[str, tuple[str, ...], str, str]] = {
-    Task.DETECT: ("a detector", ("has_boxes",), "boxes", "a data set in COCO, VOC or YOLO format"),
-    Task.INSTANCE: (
-        "a model that draws each object",
-        ("has_boxes", "has_masks"),
-        "boxes and masks of single objects",
-        "COCO with polygons or RLE, or YOLO with polygons",
-    ),
-    Task.SEMANTIC: ("a segmenter", ("has_masks",), "masks", "polygons, RLE or pairs of image and mask"),
-}
-
-
 def _check_annotations(dataset: Dataset, task: Task) -> None:
-    learner, fields, lacking, source = _LEARNS_FROM[task]
-    if not all(getattr(dataset, field) for field in fields):
-        raise UsageError(f"{learner} learns from {lacking}, and {dataset.reference} has none: ingest {source}")
+    needs = _NEEDS[task]
+    if not all(getattr(dataset, field) for field in needs.fields):
+        raise UsageError(
+            f"{needs.learner} learns from {needs.what}, and {dataset.reference} has none: ingest {needs.sources}"
+        )
+
+
+def labels_of_objects(images: pa.Table, annotations: pa.Table) -> list[set[str]]:
+    """The labels of what each image shows, by row of `images`; without crowds and what has none."""
+    found: dict[str, set[str]] = {image: set() for image in images.column("image").to_pylist()}
+    columns = (annotations.column(name).to_pylist() for name in ("image", "label", "crowd"))
+    for image, label, crowd in zip(*columns, strict=True):
+        if image in found and label is not None and not crowd:
+            found[image].add(label)
+    return list(found.values())
+
+
+def _check_objects(train: pa.Table, val: pa.Table, annotations: pa.Table, dataset: Dataset, task: Task) -> None:
+    if task != Task.DETECT:
+        annotations = annotations.filter(pc.is_valid(annotations.column("mask")))
+    shown = labels_of_objects(train, annotations)
+    present = set().union(*shown)
+    if not present:
+        raise UsageError(
+            f"none of the {train.num_rows} training images of {dataset.reference} shows an object that "
+            f"{_NEEDS[task].learner} can learn from: ingest it with another --split, or with more annotations"
+        )
+    if empty := sum(not labels for labels in shown):
+        logger.info("%d of %d training images show no object, and teach what none looks like", empty, train.num_rows)
+    if not any(labels_of_objects(val, annotations)):
+        logger.warning("no validation image shows an object: which epoch is best cannot be told, and the last is kept")
+    _warn_of_absent([name for name in dataset.classes if name not in present], dataset)
 
 
 def _check_classes(train: pa.Table, dataset: Dataset) -> None:
@@ -129,7 +171,11 @@ def _check_classes(train: pa.Table, dataset: Dataset) -> None:
             f"all {train.num_rows} training images of {dataset.reference} are of the class {present.pop()}: "
             "there is nothing to tell apart"
         )
-    if absent := [name for name in dataset.classes if name not in present]:
+    _warn_of_absent([name for name in dataset.classes if name not in present], dataset)
+
+
+def _warn_of_absent(absent: Sequence[str], dataset: Dataset) -> None:
+    if absent:
         more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
         logger.warning(
             "%d of %d classes have no training image, and will not be recognised: %s%s",

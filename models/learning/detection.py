@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from models import catalog
 from models.card import Card
-from models.imaging import masks
-from models.imaging.mask_runs import paste_mask
-from models.learning.average_precision import FoundObjects, Kind, Mask, TrueObjects, precisions
+from models.learning.average_precision import FoundObjects, Kind, TrueObjects, precisions
 from models.learning.detection_augment import augmentation
+from models.learning.multi_scale import at_random_scale
 from models.learning.object_targets import placed, targets
-from models.learning.operating_point import best_operating_point
 from models.learning.operating_point import best_operating_point
 from models.learning.recipe import Recipe
 from models.nets.parts import Parts
@@ -23,7 +20,7 @@ __all__ = ["augmentation", "learner", "placed", "targets"]
 
 def learner(network: nn.Module, parts: Parts, card: Card, recipe: Recipe) -> "DetectionLearner":
     """See models.learning.learner."""
-    return DetectionLearner(network, parts, card)
+    return DetectionLearner(network, parts, card, recipe.multi_scale)
 
 
 class DetectionLearner:
@@ -32,18 +29,21 @@ class DetectionLearner:
 
     main_metric = "ap"
 
-    def __init__(self, network: nn.Module, parts: Parts, card: Card):
+    def __init__(self, network: nn.Module, parts: Parts, card: Card, multi_scale: bool = False):
         self.network = network
         self.parts = parts
         self._card = card
+        self._multi_scale = multi_scale
 
     def collate(self, targets: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """A list: every image has a number of objects of its own."""
         return list(targets)
 
     def losses(self, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Those of the family."""
+        """Those of the family; of the batch at another size in each step, if scales are varied."""
         family = catalog.entry(self._card.architecture).family_module()
+        if self._multi_scale:
+            images, targets = at_random_scale(images, targets)
         return family.losses(self.network, images, targets)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def targets(images: pa.Table, annotations: pa.Table, classes: Sequence[str]) -> 
 
 def learner(network: nn.Module, parts: Parts, card: Card, recipe: Recipe) -> "InstanceLearner":
     """See models.learning.learner."""
-    return InstanceLearner(network, parts, card)
+    return InstanceLearner(network, parts, card, recipe.multi_scale)
 
 
 class InstanceLearner(DetectionLearner):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from models import catalog
+from models.errors import UsageError
 from models.learning.precision import Arithmetic
 from models.records import Task
 from models.settings.train import Augment, Mode, Training
@@ -23,6 +25,8 @@ class Recipe:
     unfreeze_epochs: int = 0
     augment: Augment = "light"
     flip: bool = True
+    mosaic: bool = False
+    multi_scale: bool = False
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.05
     warmup_epochs: float = 1.0
@@ -44,6 +48,8 @@ class _Defaults:
     augment: Augment
     label_smoothing: float = 0.0
     ema: float = 0.0
+    mosaic: bool = False
+    multi_scale: bool = False
 
 
 # Classifiers, features: each variation costs another pass through the backbone, and brought nothing at 20 images per
@@ -75,8 +81,20 @@ _DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
 _SGD_TO_ADAMW = 10.0  # plain gradients want about so much more
 
 
-def resolve(settings: Training, precision: Arithmetic, task: Task = Task.CLASSIFY) -> Recipe:
-    """Fills in what the settings leave open, by task and mode."""
+def resolve(settings: Training, precision: Arithmetic) -> Recipe:
+    """Fills in what the settings leave open, by task and mode.
+
+    Raises UsageError for a setting that the task knows nothing of.
+    """
+    task = catalog.entry(settings.model).task
+    finds_objects = task in (Task.DETECT, Task.INSTANCE)
+    for option, is_asked, is_known in (
+        ("--label-smoothing", settings.label_smoothing, not finds_objects),
+        ("--mosaic", settings.mosaic, finds_objects),
+        ("--multi-scale", settings.multi_scale, finds_objects),
+    ):
+        if is_asked and not is_known:
+            raise UsageError(f"{option} means nothing to models that {task}, such as {settings.model}: leave it out")
     defaults = _DEFAULTS[task][settings.mode]
     lr = settings.lr
     if lr is None:
@@ -90,6 +108,8 @@ def resolve(settings: Training, precision: Arithmetic, task: Task = Task.CLASSIF
         unfreeze_epochs=settings.unfreeze_epochs,
         augment=settings.augment or defaults.augment,
         flip=settings.flip,
+        mosaic=defaults.mosaic if settings.mosaic is None else settings.mosaic,
+        multi_scale=defaults.multi_scale if settings.multi_scale is None else settings.multi_scale,
         optimizer=settings.optimizer,
         weight_decay=settings.weight_decay,
         warmup_epochs=settings.warmup_epochs,

@@ -52,17 +52,24 @@ class Training(Settings):
     ] = None
     augment: Annotated[
         Augment | None,
-        Field(description="How much training images are varied; by default light, and not at all for a classifier's features."),
+        Field(description="How much training images are varied; by default light, for a classifier's features none."),
     ] = None
     flip: Annotated[
         bool, Field(description="Mirror training images; switch off where left and right differ, as in text.")
     ] = True
+    mosaic: Annotated[
+        bool | None,
+        Field(description="Detectors: show several training images in one, until shortly before the end."),
+    ] = None
+    multi_scale: Annotated[
+        bool | None, Field(description="Detectors: train on batches of other sizes, two thirds to four thirds.")
+    ] = None
     optimizer: Annotated[Literal["adamw", "sgd"], Field(description="How weights are updated.")] = "adamw"
     weight_decay: Annotated[float, Field(ge=0, description="Of weights, not of biases and norms.")] = 0.05
     warmup_epochs: Annotated[float, Field(ge=0, description="The rate rises so long, then falls as a cosine.")] = 1.0
     label_smoothing: Annotated[
         float | None,
-        Field(ge=0, lt=1, description="Share of each target spread over classes; by default .1 for classifiers, for features 0."),
+        Field(ge=0, lt=1, description="Share of each target spread over classes; by default .1 for whole classifiers."),
     ] = None
     accumulate: Annotated[int, Field(ge=1, description="Batches per update of the weights.")] = 1
     clip_norm: Annotated[float, Field(ge=0, description="Largest norm of the gradient; 0: no limit.")] = 1.0
@@ -71,13 +78,15 @@ class Training(Settings):
         Field(
             ge=0,
             lt=1,
-            description="Decay of the averaged weights that are kept; 0: the weights themselves; by default by task.",
+            description="Decay of the averaged weights that are kept; 0: the weights themselves.",
         ),
     ] = None
     patience: Annotated[
         int, Field(ge=0, description="Stop when so many epochs brought no better metric; 0: never.")
     ] = 0
-    balance: Annotated[bool, Field(description="Draw every class equally often.")] = False
+    balance: Annotated[
+        bool, Field(description="Draw every class equally often; images of rare objects more often.")
+    ] = False
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         Field(description="Of the arithmetic; auto: bf16 or fp16 where the device is built for it."),
