@@ -290,6 +290,16 @@ def test_a_rule_that_cannot_be_carried_out(arguments: dict, message: str) -> Non
         ResizeRule(**{"mode": "stretch", "height": 32, "width": 32, **arguments})
 
 
+@pytest.mark.parametrize("size_hw", [(300, 451), (300, 140), (140, 300), (300, 2), (30, 20)], ids=str)
+def test_bicubic_begins_with_the_width_whatever_pillow_does(size_hw: tuple[int, int]) -> None:
+    pixels = contents(*size_hw)["noise"]
+    y, x = spans_yx(ResizeRule("letterbox", 64, 64, interpolation="bicubic"), *size_hw)
+    kernel, pillow = np.empty((2, y.count, x.count, 3), np.uint8)
+    resize_module.resize(pixels, y, x, "bicubic", kernel)
+    resize_with_pillow(pixels, y, x, "bicubic", pillow)
+    np.testing.assert_array_equal(kernel, pillow)
+
+
 def test_pillow_fall_back_of_a_long_strip_takes_only_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resize_module, "_WHOLE_PIXELS", 0)
     pixels = np.ascontiguousarray(photograph())

@@ -1,5 +1,8 @@
 """Antialiased resizing of uint8 pixels: within one grey level of Pillow's `Image.resize`, and for bicubic equal to it.
 
+Equal, that is, where Pillow begins with the width, as older versions do; version 13 begins with the side that shrinks
+more. Answers must not depend on its version, so here the order is the old one, also where Pillow is used.
+
 A JPEG is always decoded at its full size first. Decoding at 1/2, 1/4 or 1/8 (DCT scaling) is quicker, but no margin was
 found that keeps it within a level. Largest difference in levels, and how much larger than the short side of the result
 the reduced image still was, over 60 wallpapers of 1 to 18 megapixels and synthetic noise, chequers and chroma edges:
@@ -40,8 +43,7 @@ def resize(
         resize_with_pillow(pixels, y, x, interpolation, out, lying=lying)
         return
     tall, wide = (x, y) if lying else (y, x)
-    # Pillow's first pass is along the width, but for strips that it makes shorter.
-    strip = tall.source > 100 * wide.source and tall.scaled < tall.source
+    strip = _is_strip(tall, wide)
     _resize.resize(
         pixels,
         (y.source, x.source),
@@ -66,12 +68,19 @@ def resize_with_pillow(
     if lying and interpolation == "bicubic":
         pixels, y, x, out = np.ascontiguousarray(pixels.transpose(1, 0, 2)), x, y, out.transpose(1, 0, 2)
     image = Image.frombuffer("RGB", (x.source, y.source), pixels, "raw", "RGB", 0, 1)
-    if x.scaled * y.scaled <= _WHOLE_PIXELS:
+    if x.scaled * max(y.scaled, y.source) <= _WHOLE_PIXELS:
+        if interpolation == "bicubic" and not _is_strip(y, x):
+            image = image.resize((x.scaled, y.source), _FILTERS[interpolation])
         whole = np.asarray(image.resize((x.scaled, y.scaled), _FILTERS[interpolation]))
         out[:] = whole[y.start : y.start + y.count, x.start : x.start + x.count]
     else:  # of a long strip only the middle is wanted
         (left, right), (top, bottom) = _box_side(x), _box_side(y)
         out[:] = np.asarray(image.resize((x.count, y.count), _FILTERS[interpolation], box=(left, top, right, bottom)))
+
+
+def _is_strip(y: Span, x: Span) -> bool:
+    """Whether the first pass is along the height. Else along the width, as in older versions of Pillow."""
+    return y.source > 100 * x.source and y.scaled < y.source
 
 
 def _box_side(span: Span) -> tuple[float, float]:
