@@ -66,9 +66,11 @@ def targets(images: pa.Table, annotations: pa.Table, classes: Sequence[str], wit
 
 
 def placed(target: Objects, geometry: Geometry, size_hw: tuple[int, int]) -> dict[str, Any]:
-    """The objects in an image that was letterboxed or stretched: boxes_xyxy f32 [n, 4] in its pixels and inside it,
-    labels i64 [n], ignored and difficult bool [n]; where masks are learned also masks bool [n, height, width], in which
-    each pixel is what the original is at its centre."""
+    """The objects in an image that was letterboxed or stretched into an input of `size_hw`.
+
+    boxes_xyxy f32 [n, 4] in its pixels and inside it, labels i64 [n], ignored and difficult bool [n]; where masks are
+    learned also masks bool [n, height, width], empty for an object that has none.
+    """
     scale = np.array([geometry.scale_x, geometry.scale_y] * 2)
     offset = np.array([geometry.offset_x, geometry.offset_y] * 2)
     size = np.array([geometry.width, geometry.height] * 2)
@@ -81,9 +83,29 @@ def placed(target: Objects, geometry: Geometry, size_hw: tuple[int, int]) -> dic
     }
     if target.masks is None:
         return moved
-    y, x = geometry.sources_yx(size_hw)
     drawn = np.zeros((len(target.masks), *size_hw), np.bool_)
-    for mask, counts in zip(drawn, target.masks, strict=True):
+    for mask, counts, box in zip(drawn, target.masks, boxes, strict=True):
         if counts is not None:
-            mask[: len(y), : len(x)] = masks.decode(counts, geometry.height, geometry.width)[y[:, None], x]
+            _draw(mask, counts, box, geometry)
     return {**moved, "masks": torch.from_numpy(drawn)}
+
+
+def _draw(mask: NDArray[np.bool_], counts: str, box_xyxy: NDArray[np.float64], geometry: Geometry) -> None:
+    """Sets the pixels of an empty mask [height, width] that are on in the original at their centre.
+
+    Where all centres miss the object, the pixels that its box touches. Only the pixels around the object are looked at,
+    so that the size of the original does not count.
+    """
+    if (extent := masks.box_xyxy(counts, geometry.height, geometry.width)) is None:
+        return
+    left, top, right, bottom = extent
+    y, x = geometry.sources_yx((mask.shape[0], mask.shape[1]))
+    rows, columns = slice(*np.searchsorted(y, (top, bottom))), slice(*np.searchsorted(x, (left, right)))
+    ends = np.cumsum(masks.runs_of(counts, geometry.height, geometry.width))
+    places = x[columns] * geometry.height + y[rows, None]  # [rows, columns], counted down the original's columns
+    mask[rows, columns] = np.searchsorted(ends, places, side="right") % 2 == 1
+    if not mask.any():
+        limits = np.array([mask.shape[1], mask.shape[0]])
+        first = np.minimum(box_xyxy[:2], limits - 1).astype(int)
+        end = np.maximum(np.ceil(box_xyxy[2:]), first + 1).astype(int)
+        mask[first[1] : end[1], first[0] : end[0]] = True
