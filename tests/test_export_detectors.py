@@ -1,5 +1,6 @@
 """Variants of detectors: only layers lose digits, and average precision decides."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from models.card import ONNX_FILE, Card
+from models import catalog
+from models.card import ONNX_FILE, WEIGHTS_FILE, Card
 from models.dataset import Dataset
 from models.errors import ModelError, UsageError
 from models.imaging.geometry import ResizeRule
+from models.nets.untrained import build_untrained
 from models.records import Task
 from models.runtime import layers, quantize
 from models.settings.export import ExportSettings
@@ -20,6 +23,7 @@ from tasks.export import export
 from tasks.photographs import encode_png
 from tests.tiny_datasets import publish_objects
 from tests.tiny_models import LABELS, SIDE, light_object
+from tests.tiny_rcnn import shapes
 
 LIGHT = {"label": "light", "x_min": 8.0, "y_min": 4.0, "x_max": 24.0, "y_max": 12.0}  # where the tiny models see it
 
@@ -163,6 +167,61 @@ def test_findings_that_are_told_are_compared(store, objects, tmp_path, score, co
     publish_layers(store, tmp_path, [EVEN, EVEN], score)
     exported = export(store, ExportSettings(model="layers", precision="fp16", dataset="objects"))
     assert (exported.parity["compared"], exported.parity.get("from_score")) == (compared, from_score)
+
+
+# --- a real one
+
+
+def learned_yolo(store: str, folder: Path, steps: int = 60, side: int = 96) -> Card:
+    """yolo_n after some steps on discs and squares, without an export; the data set `shapes` has 24 of each split."""
+    import torch
+    from safetensors.torch import save_file
+
+    images, targets = shapes(48, side)
+    names = ("disc", "square")
+    examples = [
+        (
+            ("train", "val")[number % 2],
+            encode_png(image.numpy()),
+            [
+                {"label": names[label], **dict(zip(("x_min", "y_min", "x_max", "y_max"), box, strict=True))}
+                for label, box in zip(target["labels"].tolist(), target["boxes_xyxy"].tolist(), strict=True)
+            ],
+        )
+        for number, (image, target) in enumerate(zip(images, targets, strict=True))
+    ]
+    dataset = publish_objects(store, folder / "shapes", examples, names, "shapes")
+    entry = catalog.entry("yolo_n")
+    family = entry.family_module()
+    network = build_untrained(lambda: family.build_for_training(entry.builder, len(names))).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    for step in range(steps):
+        rows = torch.randint(0, len(images), (8,), generator=torch.Generator().manual_seed(step))
+        losses = family.losses(network, images[rows], [targets[row] for row in rows.tolist()])
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+    path = folder / WEIGHTS_FILE
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
+    rule = ResizeRule("letterbox", side, side, pad_rgb=(124, 116, 104))
+    card = Card("shapes", "", Task.DETECT, "yolo_n", names, rule, score_floor=entry.score_floor)
+    card = replace(card, training={"dataset": dataset.reference}, weights_sha256=registry.sha256_of(path))
+    return registry.publish(store, card.with_version(), {WEIGHTS_FILE: path})
+
+
+@pytest.mark.slow
+def test_a_detector_that_learned_keeps_its_precision(store, tmp_path):
+    card = learned_yolo(store, tmp_path)
+    exact = export(store, ExportSettings(model="shapes"))
+    assert exact.metrics["val"]["ap50"] > 0.8
+    assert exact.metrics["val"]["operating_point"]["f1"] > 0.8
+    for precision, share in (("fp16", 0.55), ("int8", 0.4)):
+        exported = export(store, ExportSettings(model="shapes", precision=precision, tolerance=0.03))
+        variant = registry.resolve(store, f"{card.reference}.{precision}")
+        assert Path(exported.file).stat().st_size < share * Path(exact.file).stat().st_size
+        assert set(exported.metrics["gate"]["per_class"]) == {"disc", "square"}
+        assert variant.parity["compared"] > 10
 
 
 # --- graphs as those of detectors are
