@@ -68,3 +68,22 @@ def test_what_a_person_sees(capsys):
     for text in ("support", "(background)", "at_score f1", "0.75"):
         assert text in shown
     assert "pr_curve" not in shown
+
+
+def test_what_prefect_shows(monkeypatch):
+    from flows import artifacts
+
+    tables = {}
+
+    def keep(table: list[dict], key: str, description: str) -> str:
+        tables[key] = table
+        return "a table"
+
+    monkeypatch.setattr(artifacts, "create_table_artifact", keep)
+    artifacts.put_metrics("cells@0 on blood@1, test", "cells", SPLIT)
+    artifacts.put_metrics("cells@0-metrics", "cells", {"test": SPLIT})
+    key = "cells-0-on-blood-1-test"
+    assert set(tables) == {key, f"{key}-classes", f"{key}-confusion", "cells-0-metrics"}
+    assert {"what": "at_score f1", "value": 0.75} in tables[key]
+    assert [row["class"] for row in tables[f"{key}-classes"]] == ["red", "white"]
+    assert [row["white"] for row in tables[f"{key}-confusion"]] == [0, 2, 4]
