@@ -16,6 +16,8 @@ import torch
 from models.card import ONNX_FILE, WEIGHTS_FILE, Card
 from models.dataset import IMAGES_SCHEMA, Dataset
 from models.errors import ModelError, NotFound, UsageError
+from models.imaging import masks
+from models.learning.operating_point import OperatingPoint
 from models.records import Task
 from models.settings.ingest import IngestSettings
 from models.settings.predict import PredictSettings
@@ -26,11 +28,13 @@ from tasks.datasets.ingest import ingest
 from tasks.demo import weights_file
 from tasks.digits import write_digits
 from tasks.evaluate import measure
+from tasks.photographs import encode_png
 from tasks.table import Table
 from tasks.train import FOLDER_VARIABLE, HISTORY_FILE, train
-from tasks.training_images import image_files, training_images
-from tests.tiny_datasets import publish_dataset
+from tasks.training_images import image_files, labels_of_objects, training_images
+from tests.tiny_datasets import publish_dataset, publish_objects
 from tests.tiny_learning import coloured, write_files
+from tests.tiny_rcnn import shapes
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,10 +49,11 @@ def one_thread(monkeypatch):
 
 @pytest.fixture(scope="module")
 def mill(tmp_path_factory) -> Iterator[str]:
-    """A store with a data set of colours, and a folder of its own for unfinished trainings."""
+    """A store with data sets of colours and of shapes, and a folder of its own for unfinished trainings."""
     home = tmp_path_factory.mktemp("train")
     write_files(coloured(8), home / "colours")
     ingest(str(home / "mill"), IngestSettings(source=str(home / "colours"), name="colours", split="train=.7,val=.3"))
+    publish_objects(str(home / "mill"), home / "shapes", shaped({"train": 8, "val": 4}), ("disc", "square"), "shapes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER_VARIABLE, str(home / "unfinished"))
         yield str(home / "mill")
@@ -68,6 +73,29 @@ def settings(**changes) -> TrainSettings:
         "export": False,
     }
     return TrainSettings(**usual | changes)
+
+
+DETECTOR = {"dataset": "shapes", "model": "yolo_n", "image_size": 64, "batch_size": 4}
+
+
+def shaped(counts: dict[str, int]) -> list[tuple[str, bytes, list[dict]]]:
+    """Images of a disc and a square each, by split."""
+    images, targets = shapes(sum(counts.values()), 64)
+    splits = [split for split, count in counts.items() for _ in range(count)]
+    sides = ("x_min", "y_min", "x_max", "y_max")
+    return [
+        (
+            split,
+            encode_png(image),
+            [
+                dict(zip(sides, box, strict=True)) | {"label": label, "mask": masks.encode(mask)}
+                for box, label, mask in zip(
+                    target["boxes_xyxy"].tolist(), ("disc", "square"), target["masks"].numpy(), strict=True
+                )
+            ],
+        )
+        for split, image, target in zip(splits, images.numpy(), targets, strict=True)
+    ]
 
 
 def unfinished() -> list[Path]:
@@ -108,9 +136,14 @@ def test_a_training_is_published_and_the_same_again_finds_it(mill):
     assert other.model != trained.model
 
 
-def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(mill):
-    wanted = settings(name="killed", epochs=4, seed=3)
-    undisturbed = train(mill, settings(name="undisturbed", epochs=4, seed=3))
+@pytest.mark.parametrize(
+    "changes",
+    [{}, DETECTOR | {"mosaic": True, "multi_scale": True, "ema": 0.9}],
+    ids=["classifier", "detector"],
+)
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(mill, changes):
+    wanted = settings(**changes, name=f"killed{len(changes)}", epochs=4, seed=3)
+    undisturbed = train(mill, wanted.model_copy(update={"name": f"undisturbed{len(changes)}"}))
     script = """
 import os, signal, sys, torch
 from models.settings.train import TrainSettings
@@ -128,7 +161,7 @@ if __name__ == "__main__":
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert len(unfinished()) == 1
     with pytest.raises(NotFound):
-        registry.resolve(mill, "killed")
+        registry.resolve(mill, wanted.name)
 
     rows: list[dict] = []
     resumed = train(mill, wanted, on_epoch=rows.append)
@@ -137,6 +170,17 @@ if __name__ == "__main__":
     cards = [registry.resolve(mill, model) for model in (resumed.model, undisturbed.model)]
     assert cards[0].weights_sha256 == cards[1].weights_sha256
     assert unfinished() == []
+
+
+@pytest.mark.parametrize(("best", "told"), [(0.67891, 0.679), (0.01, 0.05)], ids=["rounded", "below the floor"])
+def test_a_detector_tells_findings_from_the_score_with_the_best_f1(mill, monkeypatch, best, told):
+    monkeypatch.setattr(
+        "models.learning.detection.best_operating_point", lambda *of_split: OperatingPoint(best, 0.5, 0.5, 0.5)
+    )
+    trained = train(mill, settings(**DETECTOR, name="scored", epochs=1, seed=int(best * 100)))
+    card = registry.resolve(mill, trained.model)
+    assert (card.score, card.score_floor) == (told, 0.05)
+    assert card.training["validation"]["score"] == best
 
 
 def test_without_resume_it_starts_anew(mill):
@@ -206,6 +250,15 @@ def test_an_exported_model_agrees_on_the_images_it_was_validated_on(mill):
         pytest.param({"weights": "imagenet"}, UsageError, "starts from random weights", id="weights for scratch"),
         pytest.param({"precision": "fp16", "device": "cpu"}, UsageError, "fp16 needs a GPU", id="fp16 on a CPU"),
         pytest.param({"promote_if_better": True}, UsageError, "leave out --no-export", id="promote without export"),
+        pytest.param({"model": "yolo_n"}, UsageError, "a detector learns from boxes, and colours@", id="no boxes"),
+        pytest.param({"model": "maskrcnn_resnet18"}, UsageError, "learns from masks of single objects", id="no masks"),
+        pytest.param({"model": "unet"}, UsageError, "a segmenter learns from masks, and colours@", id="no maps"),
+        pytest.param({"dataset": "shapes"}, UsageError, "a classifier learns from images with one", id="no labels"),
+        pytest.param({"mosaic": True}, UsageError, "--mosaic means nothing to models that classify", id="mosaic"),
+        pytest.param(
+            DETECTOR | {"label_smoothing": 0.1}, UsageError, "--label-smoothing means nothing", id="smoothing"
+        ),
+        pytest.param(DETECTOR | {"image_size": 80}, UsageError, "multiples of 32 pixels", id="size of a detector"),
     ],
 )
 def test_what_cannot_be_trained_is_said_in_one_line(mill, changes, error, message):
@@ -248,6 +301,44 @@ def test_a_data_set_from_which_nothing_can_be_learned(tmp_path, counts, classes,
     dataset = publish_dataset(store, tmp_path / "images", examples(counts), classes=classes)
     with pytest.raises(UsageError, match=message):
         training_images(store, dataset, Task.CLASSIFY)
+
+
+def test_images_without_objects_are_kept_as_background(tmp_path, caplog):
+    caplog.set_level("INFO")
+    store = str(tmp_path / "mill")
+    shown, empty = (
+        shaped({"train": 6})[:3],
+        [(split, data, []) for split, data, _ in shaped({"train": 6, "val": 2})[3:]],
+    )
+    dataset = publish_objects(store, tmp_path / "images", [*shown, *empty], ("disc", "square", "ring"))
+    images = training_images(store, dataset, Task.DETECT)
+    assert (images.train.num_rows, images.val.num_rows) == (6, 2)
+    assert "3 of 6 training images show no object" in caplog.text
+    assert "1 of 3 classes have no training image, and will not be recognised: ring" in caplog.text
+    assert "no validation image shows an object" in caplog.text
+    labels = labels_of_objects(images.train, datasets.read_annotations(store, dataset))
+    assert labels == [{"disc", "square"}] * 3 + [set()] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "task"),
+    [
+        pytest.param({"crowd": True}, Task.DETECT, id="crowds"),
+        pytest.param({"label": None}, Task.DETECT, id="regions to be ignored"),
+        pytest.param({"mask": None}, Task.INSTANCE, id="no masks"),
+        pytest.param({"mask": None}, Task.SEMANTIC, id="no maps"),
+    ],
+)
+def test_training_images_that_show_nothing_to_learn(tmp_path, changes, task):
+    store = str(tmp_path / "mill")
+    examples = shaped({"train": 2, "val": 1})
+    for _, _, objects in examples[:2]:
+        for one in objects:
+            one |= changes
+    dataset = publish_objects(store, tmp_path / "images", examples, ("disc", "square"))
+    with pytest.raises(UsageError, match="none of the 2 training images of objects@") as caught:
+        training_images(store, dataset, task)
+    assert "\n" not in str(caught.value)
 
 
 def test_images_without_labels_teach_no_classifier(tmp_path):
