@@ -20,6 +20,15 @@ LOSSES = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_re
 SMALL = ("fasterrcnn_resnet18", "maskrcnn_resnet18")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On a busy machine threads that wait for each other take many times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def beginning(name: str) -> tuple[nn.Module, Parts]:
     entry = catalog.entry(name)
     network, _, _ = awake(name, SIDE, images=2)

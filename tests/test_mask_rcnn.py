@@ -20,6 +20,15 @@ from tests.tiny_rcnn import LABELS, awake
 NAMES = ("boxes_xyxy", "scores", "labels", "batch_index", "masks")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On a busy machine threads that wait for each other take many times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def exported(network: nn.Module, card: Card, images: np.ndarray, path: Path) -> onnxruntime.InferenceSession:
     export_onnx(mask_rcnn.graph(network, card), card, path, images[:2])
     return onnxruntime.InferenceSession(path)

@@ -51,5 +51,6 @@ def target(boxes, labels, ignored=None, masks=None) -> dict[str, Tensor]:
         "boxes_xyxy": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         "labels": torch.tensor(labels, dtype=torch.int64),
         "ignored": torch.tensor(ignored or [False] * len(labels), dtype=torch.bool),
+        "difficult": torch.zeros(len(labels), dtype=torch.bool),
     }
     return found if masks is None else found | {"masks": torch.from_numpy(masks)}
