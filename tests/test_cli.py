@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from flows import order
-from flows.__main__ import COMMANDS, main
+from flows.__main__ import COMMANDS, main, make_app
 from flows.console import Bars, print_table, shorten
 from flows.watch import Lines, Overall, Seldom, describe
 from models.errors import PixelmillError
@@ -480,3 +480,11 @@ def test_import_tells_what_was_checked(parity, told):
 
     shown = describe({"images": ["a", "b"], "compared": 40, "largest": {"scores": 1e-4}, **parity})
     assert shown == f"{told} on 2 images (40 findings); largest differences: scores 0.0001"
+
+
+@pytest.mark.parametrize("flag", ["--no-flip", "--mosaic", "--no-mosaic", "--no-multi-scale", "--no-resume"])
+def test_what_may_be_on_by_default_can_be_switched_off(flag):
+    words = ["train", "scenes", "--model", "yolo_n", "--name", "a", flag]
+    _, bound, _ = make_app().parse_args(words, exit_on_error=False, print_error=False)
+    name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+    assert bound.arguments[name] is not flag.startswith("--no-")
