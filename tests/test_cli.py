@@ -482,7 +482,7 @@ def test_import_tells_what_was_checked(parity, told):
     assert shown == f"{told} on 2 images (40 findings); largest differences: scores 0.0001"
 
 
-@pytest.mark.parametrize("flag", ["--no-flip", "--mosaic", "--no-mosaic", "--no-multi-scale", "--no-resume"])
+@pytest.mark.parametrize("flag", ["--no-flip", "--mosaic", "--no-resume"])
 def test_what_may_be_on_by_default_can_be_switched_off(flag):
     words = ["train", "scenes", "--model", "yolo_n", "--name", "a", flag]
     _, bound, _ = make_app().parse_args(words, exit_on_error=False, print_error=False)

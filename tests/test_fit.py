@@ -563,10 +563,13 @@ def test_bf16_learns_too(train_samples, val_samples):
         pytest.param({"optimizer": "sgd"}, {"lr": 1e-2}, id="SGD wants larger rates"),
         pytest.param({"lr": "auto"}, {"lr": "auto"}, id="to be found"),
         pytest.param({"epochs": 3, "augment": "strong", "flip": False}, {"epochs": 3, "flip": False}, id="as asked"),
+        pytest.param({"model": "yolo_n"}, {"lr": 2e-3, "mosaic": False, "label_smoothing": 0.0}, id="detector"),
+        pytest.param({"model": "yolo_n", "mosaic": True, "ema": 0.9}, {"ema": 0.9}, id="detector, as asked"),
+        pytest.param({"model": "maskrcnn_resnet18"}, {"batch_size": 4}, id="masks"),
     ],
 )
 def test_what_is_left_open_is_decided_by_mode(changes, decided):
-    settings = Training(model="resnet18", **changes)
+    settings = Training(**{"model": "resnet18"} | changes)
     chosen = asdict(resolve(settings, "fp32"))
     assert chosen | decided == chosen
     assert None not in chosen.values()

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from pydantic import BaseModel
@@ -73,8 +73,7 @@ def _after_summary(docstring: str) -> str:
 
 def _flag(name: str, field: FieldInfo) -> Parameter:
     # The settings class validates, not cyclopts: its complaints repeat the value, which may hold a password.
-    may_be_on = field.default is True or (field.default is None and bool in get_args(field.annotation))
-    off_only_if_on = None if may_be_on else ""
+    off_only_if_on = None if field.default is True else ""
     return Parameter(env_var="PIXELMILL_STORE" if name == "store" else None, negative=off_only_if_on)
 
 

@@ -48,8 +48,6 @@ class _Defaults:
     augment: Augment
     label_smoothing: float = 0.0
     ema: float = 0.0
-    mosaic: bool = False
-    multi_scale: bool = False
 
 
 # Classifiers, features: each variation costs another pass through the backbone, and brought nothing at 20 images per
@@ -64,7 +62,10 @@ _DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
     },
     Task.DETECT: {
         "features": _Defaults(epochs=30, batch_size=8, lr=2e-3, augment="light"),
-        "finetune": _Defaults(epochs=30, batch_size=8, lr=1e-3, augment="light"),
+        # yolo_n, 128 px, 10 epochs, one seed: rates of .001, .002 and .004 reach an AP of .405, .428 and .420 on 205
+        # photographs of blood; averaged weights gain .002, batches of other sizes lose .013. Mosaics gain .013 there,
+        # and lose .032 on 192 scenes of digits: they are there to be asked for.
+        "finetune": _Defaults(epochs=30, batch_size=8, lr=2e-3, augment="light"),
         "scratch": _Defaults(epochs=100, batch_size=8, lr=2e-3, augment="light"),
     },
     Task.INSTANCE: {
@@ -108,8 +109,8 @@ def resolve(settings: Training, precision: Arithmetic) -> Recipe:
         unfreeze_epochs=settings.unfreeze_epochs,
         augment=settings.augment or defaults.augment,
         flip=settings.flip,
-        mosaic=defaults.mosaic if settings.mosaic is None else settings.mosaic,
-        multi_scale=defaults.multi_scale if settings.multi_scale is None else settings.multi_scale,
+        mosaic=settings.mosaic,
+        multi_scale=settings.multi_scale,
         optimizer=settings.optimizer,
         weight_decay=settings.weight_decay,
         warmup_epochs=settings.warmup_epochs,

@@ -58,12 +58,11 @@ class Training(Settings):
         bool, Field(description="Mirror training images; switch off where left and right differ, as in text.")
     ] = True
     mosaic: Annotated[
-        bool | None,
-        Field(description="Detectors: show several training images in one, until shortly before the end."),
-    ] = None
+        bool, Field(description="Detectors: show several training images in one, until shortly before the end.")
+    ] = False
     multi_scale: Annotated[
-        bool | None, Field(description="Detectors: train on batches of other sizes, two thirds to four thirds.")
-    ] = None
+        bool, Field(description="Detectors: train on batches of other sizes, two thirds to four thirds.")
+    ] = False
     optimizer: Annotated[Literal["adamw", "sgd"], Field(description="How weights are updated.")] = "adamw"
     weight_decay: Annotated[float, Field(ge=0, description="Of weights, not of biases and norms.")] = 0.05
     warmup_epochs: Annotated[float, Field(ge=0, description="The rate rises so long, then falls as a cosine.")] = 1.0
