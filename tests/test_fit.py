@@ -565,7 +565,8 @@ def test_bf16_learns_too(train_samples, val_samples):
         pytest.param({"epochs": 3, "augment": "strong", "flip": False}, {"epochs": 3, "flip": False}, id="as asked"),
         pytest.param({"model": "yolo_n"}, {"lr": 2e-3, "mosaic": False, "label_smoothing": 0.0}, id="detector"),
         pytest.param({"model": "yolo_n", "mosaic": True, "ema": 0.9}, {"ema": 0.9}, id="detector, as asked"),
-        pytest.param({"model": "maskrcnn_resnet18"}, {"batch_size": 4}, id="masks"),
+        pytest.param({"model": "maskrcnn_resnet18"}, {"batch_size": 4, "lr": 5e-4}, id="masks"),
+        pytest.param({"model": "fasterrcnn_resnet18"}, {"batch_size": 4, "lr": 5e-4}, id="two stages"),
     ],
 )
 def test_what_is_left_open_is_decided_by_mode(changes, decided):
