@@ -30,6 +30,22 @@ SIDE = 48
 COUNTS = {"train": 16, "val": 4, "test": 4}
 
 
+def settings(**changes) -> TrainSettings:
+    """A training of seconds on one thread."""
+    usual = {
+        "dataset": "scenes",
+        "model": "unet",
+        "name": "scenes",
+        "mode": "scratch",
+        "image_size": SIDE,
+        "epochs": 20,
+        "batch_size": 4,
+        "lr": 3e-3,
+        "precision": "fp32",
+    }
+    return TrainSettings(**usual | changes)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Iterator[tuple[str, Path, Card]]:
     """A store with a narrow U-Net that has learned discs and squares, the folder of its images, and its card."""
@@ -44,19 +60,7 @@ def trained(tmp_path_factory) -> Iterator[tuple[str, Path, Card]]:
         patch.setattr(unet, "WIDTH", 8)
         summary = ingest(store, IngestSettings(source=str(source), name="scenes"))
         assert summary.splits == COUNTS
-        settings = TrainSettings(
-            dataset="scenes",
-            model="unet",
-            name="scenes",
-            mode="scratch",
-            image_size=SIDE,
-            epochs=20,
-            batch_size=4,
-            lr=3e-3,
-            precision="fp32",
-        )
-        model = train(store, settings).model
-        yield store, source, registry.resolve(store, model)
+        yield store, source, registry.resolve(store, train(store, settings()).model)
     torch.set_num_threads(threads)
 
 
@@ -87,9 +91,9 @@ def test_evaluate_measures_any_split(trained):
 def test_predictions_are_what_pytorch_says(trained):
     store, source, card = trained
     folder = source / "images" / "test"
-    settings = PredictSettings(source=str(folder), model="scenes", table="found", engine="onnxruntime")
-    planned = predict.plan(store, settings)
-    summary = predict.summarise(store, settings, planned, [predict.work(store, settings, planned)], 1.0)
+    asked = PredictSettings(source=str(folder), model="scenes", table="found", engine="onnxruntime")
+    planned = predict.plan(store, asked)
+    summary = predict.summarise(store, asked, planned, [predict.work(store, asked, planned)], 1.0)
     assert summary.by_status == {"ok": COUNTS["test"]}
     entry = catalog.entry(card.architecture)
     family = entry.family_module()
@@ -119,3 +123,14 @@ def test_less_exact_exports_pass_their_gate(trained, precision):
     if gate["fall"] > 0:
         with pytest.raises(ModelError, match="published with --tolerance"):
             export(store, ExportSettings(model="scenes", precision=precision, tolerance=0.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50", "unet_resnet34"])
+def test_large_segmenters_are_trained_and_published(trained, name):
+    store, _, _ = trained
+    model = train(store, settings(model=name, name=name, epochs=10, lr=1e-3)).model
+    card = registry.resolve(store, model)
+    assert card.metrics["val"]["miou"] == pytest.approx(card.training["validation"]["miou"], abs=1e-3)
+    assert card.metrics["val"]["miou"] > 0.5
+    assert not [key for key in load_model(store, card) if key.startswith("aux_classifier.")]

@@ -75,6 +75,9 @@ _DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
         "scratch": _Defaults(epochs=60, batch_size=4, lr=5e-4, augment="light"),
     },
     Task.SEMANTIC: {
+        # unet_resnet34 from scratch, 128 px, 10 epochs, one seed, on 64 images of nuclei, judged by 8: rates of .0003,
+        # .001 and .003 reach a mean IoU of .844, .874 and .871; batches of 16 instead of 8 lose .014, strong variations
+        # .023.
         "features": _Defaults(epochs=30, batch_size=8, lr=2e-3, augment="light"),
         "finetune": _Defaults(epochs=30, batch_size=8, lr=1e-3, augment="light"),
         "scratch": _Defaults(epochs=60, batch_size=8, lr=2e-3, augment="light"),
