@@ -223,7 +223,6 @@ def detect(bench: Bench, folders: Folders) -> Shown:
             weights=str(weights) if weights else None,
             image_size=BOXES_SIZE,
             epochs=10,
-            lr=0.002,
             augment="light",
             flip=False,
         ),
