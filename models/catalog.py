@@ -25,7 +25,6 @@ class Entry:
     score_floor: float = 0.0  # the graph never gives findings below it
     backbone: str | None = None  # the classifier of this catalogue whose weights the backbone can start from
     multiple: int = 1  # pixels: the sides of the input are whole multiples of it
-    mosaic: bool = False  # learns from several images in one, where images are varied
 
     def family_module(self) -> ModuleType:
         """The functions `build`, `graph` and `reference` of the family; see models.nets."""
@@ -59,17 +58,7 @@ def _mask_rcnn(builder: str, size: int, backbone: str, weights: str | None = "CO
 
 def _yolo(family: str, backbone: str, size: int) -> Entry:
     rule = ResizeRule("letterbox", height=size, width=size, pad_rgb=(124, 116, 104))
-    # A cell of the grid detector sees one object: four images in one would hide most.
-    return Entry(
-        Task.DETECT,
-        family,
-        builder=backbone,
-        input=rule,
-        score_floor=0.05,
-        backbone=backbone,
-        multiple=32,
-        mosaic=family == "yolo",
-    )
+    return Entry(Task.DETECT, family, builder=backbone, input=rule, score_floor=0.05, backbone=backbone, multiple=32)
 
 
 def _segmenter(family: str, builder: str, backbone: str | None = None, weights: str | None = None) -> Entry:

@@ -16,8 +16,8 @@ def at_random_scale(
     images: Tensor,
     targets: Sequence[dict[str, Any]],
     multiple: int = 32,
-    lowest: float = 0.67,
-    highest: float = 1.33,
+    lowest: float = 2 / 3,
+    highest: float = 4 / 3,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Images uint8 [batch, height, width, 3] and their objects at a size between `lowest` and `highest` times theirs.
 
