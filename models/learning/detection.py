@@ -1,7 +1,6 @@
 """How detectors learn: boxes as targets, the losses of their family, COCO's average precision."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,17 +49,6 @@ class DetectionLearner:
         """boxes_xyxy, scores, labels, batch_index, and masks where the family draws them."""
         family = catalog.entry(self._card.architecture).family_module()
         return family.reference(self.network, self._card)(images)
-
-    def features(self, images: Tensor) -> None:
-        """There is no head to train by itself."""
-
-    def head_losses(self, features: Tensor, targets: Any) -> dict[str, Tensor]:
-        """Not asked for: there are no features."""
-        raise NotImplementedError
-
-    def head_outputs(self, features: Tensor) -> Any:
-        """Not asked for: there are no features."""
-        raise NotImplementedError
 
     def scores(self) -> "DetectionScores":
         """Average precision by boxes, and the best score to tell findings from."""

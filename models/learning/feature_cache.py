@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.errors import UsageError
+from models.learning.learner import HeadLearner
 from models.learning.loading import Batch, ImageBatches, Part, to_device
 from models.learning.order import updates
 from models.learning.whole_files import write_whole
@@ -28,6 +29,7 @@ class FeatureBatches:
 
     def __init__(
         self,
+        learner: HeadLearner,
         images: ImageBatches,
         views: int,
         folder: Path | None,
@@ -36,7 +38,7 @@ class FeatureBatches:
         report: Report,
         stage: str,
     ):
-        self.learner, self.samples, self.device, self.seed = images.learner, images.samples, images.device, images.seed
+        self.learner, self.samples, self.device, self.seed = learner, images.samples, images.device, images.seed
         self._budget, self._folder, self._cast = budget_bytes, folder, cast
         count = len(self.samples)
         blocks = [np.arange(start, min(start + BLOCK_IMAGES, count)) for start in range(0, count, BLOCK_IMAGES)]
@@ -96,7 +98,6 @@ class FeatureBatches:
         for batch in images.view(view, batches):
             with torch.no_grad(), self._cast():
                 features = self.learner.features(batch.inputs)
-            assert features is not None, "only asked where the learner has features"
             parts.append(features.float().cpu().numpy())
             tell(sum(map(len, parts)))
         block = np.concatenate(parts)

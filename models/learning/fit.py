@@ -25,7 +25,7 @@ from models.learning.averaging import AveragedWeights
 from models.learning.checkpoint import load_checkpoint, save_checkpoint
 from models.learning.distributed import from_first, together
 from models.learning.feature_cache import FeatureBatches
-from models.learning.learner import Learner
+from models.learning.learner import HeadLearner, Learner
 from models.learning.loading import Batch, ImageBatches, Part
 from models.learning.precision import autocast
 from models.learning.rates import STEPS, steepest, sweep
@@ -150,10 +150,12 @@ class _Training:
         for batches in images:
             stack.callback(batches.close)
         self.train, self.val = images
-        self.from_features = recipe.mode == "features" and self._has_features(images[1])
-        if self.from_features:
+        head = learner if recipe.mode == "features" and isinstance(learner, HeadLearner) else None
+        if head is not None:
             self.train, self.val = (
-                FeatureBatches(batches, views, place.folder, room, self._cast, report, f"features of {split} images")
+                FeatureBatches(
+                    head, batches, views, place.folder, room, self._cast, report, f"features of {split} images"
+                )
                 for batches, views, room, split in zip(
                     images, (VIEWS[recipe.augment], 1), budgets, ("training", "validation"), strict=True
                 )
@@ -165,7 +167,8 @@ class _Training:
         # A frozen backbone stays as it is, and need not be kept.
         self.kept = learner.parts.head + learner.parts.neck if recipe.mode == "features" else None
         self.groups = [{**group, "factor": group["lr"]} for group in groups]
-        self.losses = Losses(learner, self.from_features)
+        self.losses = Losses(self.network, learner.losses if head is None else head.head_losses)
+        self.outputs_of = learner.outputs if head is None else head.head_outputs
         self.names = train.names
         self.updater = self._updater()
         self.average = AveragedWeights(self._state(), recipe.ema) if recipe.ema else None
@@ -238,11 +241,10 @@ class _Training:
     def _scores(self) -> dict[str, float]:
         self.network.eval()
         scores = self.learner.scores()
-        outputs_of = self.learner.head_outputs if self.from_features else self.learner.outputs
         with torch.no_grad():
             for batch in self.val.plain(self.recipe.batch_size):
                 with self._cast():
-                    outputs = outputs_of(batch.inputs)
+                    outputs = self.outputs_of(batch.inputs)
                 scores.update(outputs, batch.targets)
         return scores.compute()
 
@@ -340,12 +342,6 @@ class _Training:
     def _updater(self) -> Updater:
         groups = [dict(group) for group in self.groups]
         return Updater(self.losses, groups, self.recipe, self.device, self._cast, self.names)
-
-    def _has_features(self, images: ImageBatches) -> bool:
-        self.network.eval()
-        stream = images.plain(1)
-        with torch.no_grad(), contextlib.closing(stream):
-            return self.learner.features(next(stream).inputs) is not None
 
     def _cast(self) -> contextlib.AbstractContextManager:
         return autocast(self.recipe.precision, self.device)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -54,14 +54,19 @@ class Learner(Protocol):
     def outputs(self, images: Tensor) -> Any:
         """What the network answers, in evaluation mode."""
 
-    def features(self, images: Tensor) -> Tensor | None:
-        """What the head is given [batch, …]; None where features cannot be cached."""
-
-    def head_losses(self, features: Tensor, targets: Any) -> dict[str, Tensor]:
-        """The same as `losses`, from cached features."""
-
-    def head_outputs(self, features: Tensor) -> Any:
-        """The same as `outputs`, from cached features."""
-
     def scores(self) -> Scores:
         """New, empty metrics."""
+
+
+@runtime_checkable
+class HeadLearner(Learner, Protocol):
+    """A Learner whose head is given so little of an image that it can be computed once and kept."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head is given [batch, …]."""
+
+    def head_losses(self, features: Tensor, targets: Any) -> dict[str, Tensor]:
+        """The same as `losses`, from what `features` gave."""
+
+    def head_outputs(self, features: Tensor) -> Any:
+        """The same as `outputs`, from what `features` gave."""

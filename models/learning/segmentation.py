@@ -1,9 +1,7 @@
 """How segmenters learn: maps from a data set's masks, cross entropy and Dice, mean IoU."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -42,15 +40,8 @@ def placed(target: Regions, geometry: Geometry, size_hw: tuple[int, int]) -> Ten
     own (models.imaging.mask_runs.segments_of_map): what is there and back again has moved nowhere.
     """
     drawn = target.drawn()  # [height, width]
-    y = _sources(geometry.height, geometry.scale_y, geometry.offset_y)
-    x = _sources(geometry.width, geometry.scale_x, geometry.offset_x)
-    return torch.from_numpy(drawn[y[: size_hw[0], None], x[: size_hw[1]]])
-
-
-def _sources(size: int, scale: float, offset: float) -> np.ndarray:
-    """For each pixel of the input along one side the pixel of the original that its centre falls into."""
-    count = max(1, round(size * scale + offset))  # up to the end that a crop cuts away
-    return ((np.arange(count) + 0.5 - offset) / scale).astype(np.int64).clip(0, size - 1)
+    y, x = geometry.sources_yx(size_hw)
+    return torch.from_numpy(drawn[y[:, None], x])
 
 
 def learner(network: nn.Module, parts: Parts, card: Card, recipe: Recipe) -> "SegmentationLearner":
@@ -96,17 +87,6 @@ class SegmentationLearner:
     def outputs(self, images: Tensor) -> Tensor:
         """[batch, 1 + classes, height, width]"""
         return self._logits(images)[0].float()
-
-    def features(self, images: Tensor) -> None:
-        """None: what the neck is given is many times larger than the image, and would fill every cache."""
-
-    def head_losses(self, features: Tensor, targets: Any) -> dict[str, Tensor]:
-        """Not asked for: there are no features."""
-        raise NotImplementedError
-
-    def head_outputs(self, features: Tensor) -> Tensor:
-        """Not asked for: there are no features."""
-        raise NotImplementedError
 
     def scores(self) -> "SegmentationScores":
         """Mean IoU, the share of right pixels, and the mean cross entropy."""

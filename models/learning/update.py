@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.errors import PixelmillError
-from models.learning.learner import Learner
 from models.learning.loading import Batch
 from models.learning.recipe import Recipe
 
@@ -32,10 +31,10 @@ class NonFiniteLoss(PixelmillError):
 class Losses(nn.Module):
     """A learner's losses as a module, so that torch can share its gradients between processes."""
 
-    def __init__(self, learner: Learner, from_features: bool):
+    def __init__(self, network: nn.Module, losses: Callable[[Tensor, Any], dict[str, Tensor]]):
         super().__init__()
-        self.network = learner.network
-        self._losses = learner.head_losses if from_features else learner.losses
+        self.network = network
+        self._losses = losses
 
     def forward(self, inputs: Tensor, targets: Any) -> dict[str, Tensor]:
         """Losses by name."""
