@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from models.records import Task
+
 DATASET_FILE = "dataset.json"
 IMAGES_FILE = "images.parquet"
 ANNOTATIONS_FILE = "annotations.parquet"
@@ -53,6 +55,15 @@ REJECTS_SCHEMA = pa.schema(
 )
 
 
+# What the images of a data set must have to say what a model of a task should answer.
+NEEDED: dict[Task, tuple[str, ...]] = {
+    Task.CLASSIFY: ("labels",),
+    Task.DETECT: ("boxes",),
+    Task.INSTANCE: ("boxes", "masks"),  # without boxes a mask holds all that is of its class
+    Task.SEMANTIC: ("masks",),
+}
+
+
 @dataclass(frozen=True)
 class Dataset:
     """One version of one data set; dataset.json."""
@@ -85,6 +96,10 @@ class Dataset:
         """`NAME@VERSION`."""
         return f"{self.name}@{self.version}"
 
+    def lacks(self, task: Task) -> list[str]:
+        """What of NEEDED its images do not have."""
+        return [what for what in NEEDED[task] if not getattr(self, f"has_{what}")]
+
     def to_json(self) -> str:
         """The description as text, keys in the order of the fields."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
@@ -96,6 +111,15 @@ class Dataset:
         known = {key: raw[key] for key in cls.__dataclass_fields__ if key in raw}
         known["classes"] = tuple(known["classes"])
         return cls(**known)
+
+
+def rows_by_image(images: pa.Table, annotations: pa.Table) -> dict[str, list[int]]:
+    """The rows of `annotations` that belong to each image, in the order of `images`; those of others are left out."""
+    rows: dict[str, list[int]] = {image: [] for image in images.column("image").to_pylist()}
+    for row, image in enumerate(annotations.column("image").to_pylist()):
+        if image in rows:
+            rows[image].append(row)
+    return rows
 
 
 def version_of(classes: tuple[str, ...], images: pa.Table, annotations: pa.Table) -> str:

@@ -38,14 +38,6 @@ log = logging.getLogger("pixelmill")
 _SCRATCH_TABLE = "evaluation"
 _EXACT_ENGINE: EngineName = "onnxruntime"  # its figures are kept
 
-# What a data set must have to say what a model should answer: a field of Dataset, and its name for people.
-_NEEDS: dict[Task, tuple[tuple[str, str], ...]] = {
-    Task.CLASSIFY: (("has_labels", "labels"),),
-    Task.DETECT: (("has_boxes", "boxes"),),
-    Task.INSTANCE: (("has_boxes", "boxes"), ("has_masks", "masks")),  # without boxes a mask holds all of its class
-    Task.SEMANTIC: (("has_masks", "masks"),),
-}
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -156,8 +148,7 @@ def labelled_images(store: str, card: Card, dataset: Dataset, split: str) -> pa.
     """The images of a split that say what the model should answer. Raises UsageError if there are none."""
 
     task_module(card.task)  # a task that cannot be measured is said first
-    lacking = [what for field, what in _NEEDS[card.task] if not getattr(dataset, field)]
-    if lacking:
+    if lacking := dataset.lacks(card.task):
         raise UsageError(
             f"{card.reference} is a model of task {card.task}, and the images of {dataset.reference} have no "
             f"{' and no '.join(lacking)} to compare its answers with"

@@ -24,23 +24,21 @@ _SHOWN = 5  # names in one message
 
 
 class _Needs(NamedTuple):
-    """What a data set must have to be learned from."""
+    """What a model learns from, for people."""
 
-    learner: str  # for people, like what follows
-    fields: tuple[str, ...]  # of Dataset
+    learner: str
     what: str
     sources: str  # that have it
 
 
 _NEEDS: dict[Task, _Needs] = {
-    Task.DETECT: _Needs("a detector", ("has_boxes",), "boxes", "COCO, VOC or YOLO"),
+    Task.DETECT: _Needs("a detector", "boxes", "COCO, VOC or YOLO"),
     Task.INSTANCE: _Needs(
-        "a model that draws each object",  # without boxes a mask holds all objects of its class
-        ("has_boxes", "has_masks"),
+        "a model that draws each object",
         "masks of single objects",
         "COCO with polygons or RLE, or YOLO with polygons",
     ),
-    Task.SEMANTIC: _Needs("a segmenter", ("has_masks",), "masks", "polygons, RLE or pairs of image and mask"),
+    Task.SEMANTIC: _Needs("a segmenter", "masks", "polygons, RLE or pairs of image and mask"),
 }
 
 
@@ -131,7 +129,7 @@ def _check_labels(dataset: Dataset) -> None:
 
 def _check_annotations(dataset: Dataset, task: Task) -> None:
     needs = _NEEDS[task]
-    if not all(getattr(dataset, field) for field in needs.fields):
+    if dataset.lacks(task):
         raise UsageError(
             f"{needs.learner} learns from {needs.what}, and {dataset.reference} has none: ingest {needs.sources}"
         )

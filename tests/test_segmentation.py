@@ -101,8 +101,6 @@ def test_a_map_of_the_regions(rows, expected):
 @pytest.mark.parametrize(
     ("rows", "classes", "message"),
     [
-        ([], "ab", "learns from masks, and the data set has none"),
-        ([{"label": "a", "mask": None}], "ab", "learns from masks, and the data set has none"),
         ([{"label": "c", "mask": ALL}], "ab", "/a.png has a region with the label 'c'"),
         ([{"label": "0", "mask": ALL}], [str(number) for number in range(255)], "254 classes at most, got 255"),
     ],

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from models.dataset import rows_by_image
 from models.learning.average_precision import FoundObjects, Kind, Mask, TrueObjects, xywh
 from models.records import Status
 
@@ -21,9 +22,7 @@ def true_objects(images: pa.Table, annotations: pa.Table, classes: Sequence[str]
     objects of which only the box is known.
     """
     index = {name: number for number, name in enumerate(classes)}
-    rows_of: dict[str, list[int]] = {image: [] for image in images.column("image").to_pylist()}
-    for row, image in enumerate(annotations.column("image").to_pylist()):
-        rows_of[image].append(row)
+    rows_of = rows_by_image(images, annotations)
     boxes = np.array([annotations.column(side).to_pylist() for side in _SIDES], np.float64).T  # [annotations, 4]
     labels = np.array([-1 if label is None else index[label] for label in annotations.column("label").to_pylist()], int)
     crowd, difficult, area, counts = (

@@ -9,11 +9,12 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from models.dataset import rows_by_image
 from models.errors import UsageError
 from models.imaging import masks
 from models.imaging.geometry import Geometry
 
-_COLUMNS = ("image", "label", "x_min", "y_min", "x_max", "y_max", "crowd", "difficult", "mask")
+_SIDES = ("x_min", "y_min", "x_max", "y_max")
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,16 @@ def targets(images: pa.Table, annotations: pa.Table, classes: Sequence[str], wit
     UsageError that names an image with an object of another class.
     """
     index = {name: number for number, name in enumerate(classes)}
-    rows: dict[str, list[int]] = {name: [] for name in images.column("image").to_pylist()}
-    columns = {name: annotations.column(name).to_pylist() for name in _COLUMNS}
-    for row, image in enumerate(columns["image"]):
-        if image not in rows:
-            continue  # of another split
-        label = columns["label"][row]
-        if label is not None and label not in index:
-            raise UsageError(f"{image} has an object with the label {label!r}, which is not among the classes")
-        rows[image].append(row)
+    columns = {name: annotations.column(name).to_pylist() for name in (*_SIDES, "label", "crowd", "difficult", "mask")}
     found = []
-    for of_image in rows.values():
+    for image, of_image in rows_by_image(images, annotations).items():
         labels, crowd, difficult, mask = (
             [columns[name][row] for row in of_image] for name in ("label", "crowd", "difficult", "mask")
         )
-        boxes = [[columns[side][row] for side in _COLUMNS[2:6]] for row in of_image]
+        for label in labels:
+            if label is not None and label not in index:
+                raise UsageError(f"{image} has an object with the label {label!r}, which is not among the classes")
+        boxes = [[columns[side][row] for side in _SIDES] for row in of_image]
         ignored = [
             bool(is_crowd) or label is None or (with_masks and counts is None)
             for label, is_crowd, counts in zip(labels, crowd, mask, strict=True)

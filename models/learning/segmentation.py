@@ -9,7 +9,6 @@ from torch.nn.functional import cross_entropy
 
 from models import catalog
 from models.card import Card
-from models.errors import UsageError
 from models.imaging.geometry import Geometry
 from models.learning.recipe import Recipe
 from models.learning.segmentation_augment import augmentation
@@ -24,12 +23,8 @@ __all__ = ["augmentation", "learner", "placed", "targets"]
 def targets(images: pa.Table, annotations: pa.Table, classes: Sequence[str]) -> list[Regions]:
     """The annotations of each image, by row of `images`; an image may have none, and is background then.
 
-    Raises UsageError where no annotation of the data set has a mask, and for what `regions_of` refuses.
+    Raises UsageError for what `regions_of` refuses.
     """
-    if annotations.column("mask").null_count == annotations.num_rows:
-        raise UsageError(
-            "a segmenter learns from masks, and the data set has none: ingest polygons, RLE or image/mask pairs"
-        )
     return regions_of(images, annotations, classes)
 
 

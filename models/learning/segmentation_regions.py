@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from models.dataset import rows_by_image
 from models.errors import UsageError
 from models.imaging import masks
 
@@ -71,10 +72,7 @@ def regions_of(
     if len(classes) > MOST_CLASSES:
         raise UsageError(f"a map of classes holds {MOST_CLASSES} classes at most, got {len(classes)}")
     value_of = {name: number for number, name in enumerate(classes, 1)}
-    rows: dict[str, list[int]] = {image: [] for image in images.column("image").to_pylist()}
-    for row, image in enumerate(annotations.column("image").to_pylist()):
-        if image in rows:  # else it is of another split
-            rows[image].append(row)
+    rows = rows_by_image(images, annotations)
     columns = [annotations.column(name).to_pylist() for name in _COLUMNS]
     found = []
     for image, height, width in zip(
