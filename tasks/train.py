@@ -131,13 +131,15 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     dataset = datasets.resolve(store, settings.dataset)
     entry = catalog.entry(settings.model)
     images = training_images(store, dataset, entry.task)
-    report(Step(f"building {settings.model}", 0, None))
 
     from models.learning.precision import arithmetic
     from models.learning.recipe import resolve
     from models.nets.untrained import build_untrained
     from tasks.weights import apply_start, starting_state
 
+    devices = _devices(settings)
+    recipe = resolve(settings)
+    report(Step(f"building {settings.model}", 0, None))
     family = entry.family_module()
     labels = dataset.classes
     network = build_untrained(lambda: family.build_for_training(entry.builder, len(labels)), seed=settings.seed)
@@ -146,8 +148,7 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     if not apply_start(network, start, parts, family.IGNORED_PREFIXES, labels, settings.model):
         logger.info("the head of %s answers the same classes, and learns on", start.source)
 
-    devices = _devices(settings)
-    recipe = resolve(settings, arithmetic(settings.precision, devices[0], settings.mode, network))
+    recipe = replace(recipe, precision=arithmetic(settings.precision, devices[0], settings.mode, network))
     card = Card(
         name=settings.name,
         version="",
@@ -200,27 +201,31 @@ def _train(
     folder = training_folder(plan.key)
     if not settings.resume:
         shutil.rmtree(folder, ignore_errors=True)
+    num_classes = len(plan.card.labels)
     logger.info(
-        "%s learns %d classes from %d images of %s, validated on %d; %s, %s",
+        "%s learns %d class%s from %d images of %s, validated on %d; %s, %s",
         settings.model,
-        len(plan.card.labels),
+        num_classes,
+        "" if num_classes == 1 else "es",
         plan.images.train.num_rows,
         plan.dataset.reference,
         plan.images.val.num_rows,
         plan.start,
         " and ".join(plan.devices),
     )
+    annotations = datasets.read_annotations(store, plan.dataset)
+    val = _samples(plan, plan.images.val, annotations, None)
     fitted = fit(
         learner,
-        _samples(store, plan, plan.images.train, augmentation),
-        _samples(store, plan, plan.images.val, None),
+        _samples(plan, plan.images.train, annotations, augmentation),
+        val,
         plan.recipe,
         Place(devices=plan.devices, threads=cores(), folder=folder),
         report,
         on_epoch,
     )
     card = replace(plan.card, score=_best_score(plan.card, fitted), training=_record(plan, fitted))
-    published = _publish(store, settings, plan, card, learner.network.state_dict(), fitted, report)
+    published = _publish(store, settings, plan, card, learner.network.state_dict(), fitted, val, report)
     shutil.rmtree(folder, ignore_errors=True)
     return published
 
@@ -238,6 +243,7 @@ def _publish(
     card: Card,
     state: "dict[str, Tensor]",
     fitted: "Fitted",
+    val: "Samples",
     report: Report,
 ) -> tuple[Card, bool]:
     from safetensors.torch import save_file
@@ -263,33 +269,41 @@ def _publish(
             return existing, False
         if settings.export:
             paths[ONNX_FILE] = Path(scratch, ONNX_FILE)
-            card = _export(store, plan, card, network, paths[ONNX_FILE], report)
+            card = _export(store, plan.dataset, card, network, val, paths[ONNX_FILE], report)
         return registry.publish(store, card, paths), True
 
 
-def _export(store: str, plan: _Plan, card: Card, network: "nn.Module", onnx_path: Path, report: Report) -> Card:
+def _export(
+    store: str,
+    dataset: Dataset,
+    card: Card,
+    network: "nn.Module",
+    val: "Samples",
+    onnx_path: Path,
+    report: Report,
+) -> Card:
     """Writes the graph, and returns the card with what was compared and measured."""
     from models.runtime.export import export_onnx
     from models.runtime.parity import check_parity
     from tasks.evaluate import measure_all
 
     family = catalog.entry(card.architecture).family_module()
-    images, names = _real_images(store, plan)
+    images, names = _real_images(val)
     report(Step(f"exporting {card.reference}", 0, None))
     export_onnx(family.graph(network, card), card, onnx_path, images[:2])
     report(Step("comparing the export with PyTorch", 0, None))
     parity = check_parity(network, family, card, onnx_path, images)
     card = replace(card, parity={"images": names, **parity})
-    return replace(card, metrics=measure_all(card, onnx_path, store, plan.dataset, report))
+    return replace(card, metrics=measure_all(card, onnx_path, store, dataset, report))
 
 
-def _real_images(store: str, plan: _Plan) -> tuple[NDArray[np.uint8], list[str]]:
-    """Images that the training was validated on, as the network takes them, and photographs where these are few."""
+def _real_images(samples: "Samples") -> tuple[NDArray[np.uint8], list[str]]:
+    """Images that a training was validated on, as the network takes them, and photographs where these are few."""
     from models.imaging.prepare import Preparer
     from models.runtime.parity import MIN_IMAGES
     from tasks.photographs import prepared_photographs
 
-    rule, samples = plan.card.input, _samples(store, plan, plan.images.val, None)
+    rule = samples.rule
     count = min(len(samples), _PARITY_IMAGES)
     images = np.empty((count, rule.height, rule.width, 3), np.uint8)
     preparer = Preparer(rule, samples.limits)
@@ -302,13 +316,14 @@ def _real_images(store: str, plan: _Plan) -> tuple[NDArray[np.uint8], list[str]]
     return images, names
 
 
-def _samples(store: str, plan: _Plan, images: "pa.Table", augmentation: "Augmentation | None") -> "Samples":
+def _samples(
+    plan: _Plan, images: "pa.Table", annotations: "pa.Table", augmentation: "Augmentation | None"
+) -> "Samples":
     from models.learning.learner import task_module
     from models.learning.order import repeat_factors
     from models.learning.samples import Samples
 
     task = task_module(plan.card.task)
-    annotations = datasets.read_annotations(store, plan.dataset)
     labels = images.column("label").to_pylist()
     is_classified = plan.card.task == Task.CLASSIFY
     sides = zip(images.column("width").to_pylist(), images.column("height").to_pylist(), strict=True)

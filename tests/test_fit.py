@@ -569,7 +569,7 @@ def test_bf16_learns_too(train_samples, val_samples):
 )
 def test_what_is_left_open_is_decided_by_mode(changes, decided):
     settings = Training(**{"model": "resnet18"} | changes)
-    chosen = asdict(resolve(settings, "fp32"))
+    chosen = asdict(resolve(settings))
     assert chosen | decided == chosen
     assert None not in chosen.values()
     given = settings.model_dump(exclude_unset=True, exclude={"model"})

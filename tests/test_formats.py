@@ -589,16 +589,16 @@ def test_classes_keep_the_order_of_the_source(tmp_path: Path) -> None:
 
 
 def tables_of(labelled: Labelled) -> tuple[Dataset, pa.Table, pa.Table]:
-    """A data set as ingest would make it, with images of 40×30 below /root."""
+    """A data set as ingest would make it, with images of 40×30 below /cells."""
     rows, rejects = rows_of(labelled)
     assert not rejects
     assert labelled.classes is not None
     images = [
-        {"image": f"/root/{image.path}", "width": WIDTH, "height": HEIGHT, "split": image.split}
+        {"image": f"/cells/{image.path}", "width": WIDTH, "height": HEIGHT, "split": image.split}
         for image in labelled.images
     ]
-    annotations = [{**row, "image": f"/root/{row['image']}"} for row in rows]
-    dataset = Dataset("cells", "0" * 12, "/root", "coco", labelled.classes, False, True, True, 2, 2, len(rows), 0)
+    annotations = [{**row, "image": f"/cells/{row['image']}"} for row in rows]
+    dataset = Dataset("cells", "0" * 12, "/cells", "coco", labelled.classes, False, True, True, 2, 2, len(rows), 0)
     return (
         dataset,
         pa.Table.from_pylist(images, IMAGES_SCHEMA),
@@ -626,7 +626,7 @@ def test_coco_round_trip_loses_nothing(tmp_path: Path) -> None:
     dataset, images_table, annotations_table = tables_of(read(source, "coco"))
     assert annotations_table.num_rows == len(rows) + len(ignored)
     assert annotations_table["polygons"].to_pylist()[2] == polygons
-    document = to_coco(dataset, images_table, annotations_table, root="/root")
+    document = to_coco(dataset, images_table, annotations_table, root="/cells")
     assert [image["file_name"] for image in document["images"]] == ["a.jpg", "b/c.jpg"]
     assert [category["id"] for category in document["categories"]] == [1, 2, 3]
     assert [row["iscrowd"] for row in document["annotations"]] == [0, 1, 0, 0]

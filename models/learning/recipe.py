@@ -86,8 +86,8 @@ _DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
 _SGD_TO_ADAMW = 10.0  # plain gradients want about so much more
 
 
-def resolve(settings: Training, precision: Arithmetic) -> Recipe:
-    """Fills in what the settings leave open, by task and mode.
+def resolve(settings: Training) -> Recipe:
+    """Fills in what the settings leave open, by task and mode; but the precision, which depends on the network.
 
     Raises UsageError for a setting that the task knows nothing of.
     """
@@ -126,6 +126,5 @@ def resolve(settings: Training, precision: Arithmetic) -> Recipe:
         ema=defaults.ema if settings.ema is None else settings.ema,
         patience=settings.patience,
         balance=settings.balance,
-        precision=precision,
         seed=settings.seed,
     )
