@@ -1,6 +1,6 @@
 """The demo's chains: from labelled images to a table, once for each task, in commands that anyone can type.
 
-Every step says the command that it is, and then does what that command does.
+Every step says the command that it is; see flows.shown_steps.
 """
 
 import logging
@@ -10,18 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.commands.command import store_flag
-from flows.watch import Watch
-from models.settings.common import Settings
+from flows.shown_steps import ShownSteps
 from models.settings.export import EvaluateSettings
 from models.settings.ingest import IngestSettings
 from models.settings.predict import PredictSettings
 from models.settings.train import TrainSettings
 
 if TYPE_CHECKING:
-    from models.card import Card
-    from tasks.evaluate import Evaluation
-    from tasks.predict import Summary
     from tasks.query import Answer
 
 log = logging.getLogger("pixelmill")
@@ -68,95 +63,20 @@ class Shown:
     next: list[tuple[str, str]] = field(default_factory=list)  # commands without `pixelmill`, and what they are for
 
 
-class Bench:
-    """Takes steps in one store, saying each."""
-
-    def __init__(self, store: str, watch: Watch):
-        self.store = store
-        self._watch = watch
-
-    def say(self, text: str) -> None:
-        """A line above the progress."""
-        log.info("%s", text)
-
-    def adopt(self, source: str, name: str, weights: str) -> "Card":
-        """Imports pretrained weights."""
-        from models.settings.adopt import ImportSettings
-        from tasks.adopt import import_model
-
-        self._say_command("import", ImportSettings(source=source, name=name, weights=weights), "source")
-        return import_model(source, name, self.store, weights=weights)
-
-    def ingest(self, settings: IngestSettings) -> str:
-        """Makes a data set, and returns its NAME@VERSION."""
-        from tasks.datasets.ingest import ingest
-
-        self._say_command("ingest", settings, "source")
-        return ingest(self.store, settings, self._watch.step).dataset
-
-    def train(self, settings: TrainSettings) -> str:
-        """Trains, exports and measures a model, and returns its NAME@VERSION."""
-        from tasks.train import train
-
-        self._say_command("train", settings, "dataset")
-        return train(self.store, settings, self._watch.step).model
-
-    def evaluate(self, settings: EvaluateSettings) -> "Evaluation":
-        """What the model is worth on images that it has not learnt from."""
-        from tasks.evaluate import evaluate
-
-        self._say_command("evaluate", settings, "model dataset")
-        return evaluate(self.store, settings, self._watch.step)
-
-    def predict(self, settings: PredictSettings) -> "Summary":
-        """Fills a table."""
-        from flows.order import predict_directly
-
-        self._say_command("predict", settings, "source")
-        return predict_directly(self.store, settings, self._watch)
-
-    def query(self, sql: str) -> "Answer":
-        """Asks the tables."""
-        from tasks.query import ask
-
-        self.say(f'$ pixelmill query "{shortened(sql)}"{store_flag(self.store)}')
-        return ask(self.store, sql)
-
-    def _say_command(self, name: str, settings: Settings, positional: str) -> None:
-        self.say(f"$ {typed(name, settings, positional)}{store_flag(self.store)}")
-
-
-def typed(name: str, settings: Settings, positional: str) -> str:
-    """The command line that stands for these settings; what is as by default is left out."""
-    values = {name: getattr(settings, name) for name in type(settings).model_fields}
-    words = ["pixelmill", name, *(str(values.pop(place)) for place in positional.split())]
-    for option, value in values.items():
-        flag = option.replace("_", "-")
-        if value == type(settings).model_fields[option].default:
-            continue
-        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return shlex.join(words)
-
-
-def shortened(sql: str) -> str:
-    """On one line, as it is typed between double quotes."""
-    return " ".join(sql.split()).replace('"', r"\"")
-
-
-def classify(bench: Bench, folders: Folders) -> Shown:
+def classify(steps: ShownSteps, folders: Folders) -> Shown:
     """Photographs by a pretrained model; then a head of our own for handwritten digits."""
     from tasks import demo as shipped
     from tasks.digits import write_digits
 
     weights = str(shipped.weights_file() or "imagenet")
     count = shipped.write_photographs(folders.photos)
-    bench.say(f"classify: {count} files in {folders.photos}: photographs, and three that are none")
-    card = bench.adopt(f"torchvision:{shipped.ARCHITECTURE}", "mobilenet", weights)
-    photographs = bench.predict(PredictSettings(source=str(folders.photos), model=card.name, table="demo"))
-    best = bench.query(BEST_LABELS)
-    bench.say(f"{write_digits(folders.digits):,} handwritten digits in {folders.digits}, a folder per class")
-    dataset = bench.ingest(IngestSettings(source=str(folders.digits), name="digits"))
-    model = bench.train(
+    steps.say(f"classify: {count} files in {folders.photos}: photographs, and three that are none")
+    card = steps.adopt(f"torchvision:{shipped.ARCHITECTURE}", "mobilenet", weights)
+    photographs = steps.predict(PredictSettings(source=str(folders.photos), model=card.name, table="demo"))
+    best = steps.query(BEST_LABELS)
+    steps.say(f"{write_digits(folders.digits):,} handwritten digits in {folders.digits}, a folder per class")
+    dataset = steps.ingest(IngestSettings(source=str(folders.digits), name="digits"))
+    model = steps.train(
         TrainSettings(
             dataset="digits",
             model=shipped.ARCHITECTURE,
@@ -167,9 +87,9 @@ def classify(bench: Bench, folders: Folders) -> Shown:
             flip=False,
         )
     )
-    evaluation = bench.evaluate(EvaluateSettings(model="digits", dataset="digits"))
-    bench.predict(PredictSettings(source="digits", model="digits", table="demo_digits"))
-    by_digit = bench.query(BY_DIGIT)
+    evaluation = steps.evaluate(EvaluateSettings(model="digits", dataset="digits"))
+    steps.predict(PredictSettings(source="digits", model="digits", table="demo_digits"))
+    by_digit = steps.query(BY_DIGIT)
     return Shown(
         result={
             "model": card.reference,
@@ -198,21 +118,21 @@ def classify(bench: Bench, folders: Folders) -> Shown:
     )
 
 
-def detect(bench: Bench, folders: Folders) -> Shown:
+def detect(steps: ShownSteps, folders: Folders) -> Shown:
     """Our own YOLO finds digits on photographs."""
     from tasks import demo as shipped
 
-    _write_scenes(bench, folders, "detect")
+    _write_scenes(steps, folders, "detect")
     weights = shipped.weights_file()
-    bench.say(
+    steps.say(
         f"yolo_n starts from a {shipped.ARCHITECTURE} that knows ImageNet, which a package here ships"
         if weights
         else f"yolo_n starts from random weights: no package here ships those of {shipped.ARCHITECTURE}"
     )
     # Their boxes are known too, so that what is there can be laid beside what is found.
-    bench.ingest(IngestSettings(source=str(folders.unseen), name="unseen", split="test=1"))
+    steps.ingest(IngestSettings(source=str(folders.unseen), name="unseen", split="test=1"))
     return _learn(
-        bench,
+        steps,
         folders,
         IngestSettings(source=str(folders.scenes), name="scenes"),
         TrainSettings(
@@ -237,12 +157,12 @@ def detect(bench: Bench, folders: Folders) -> Shown:
     )
 
 
-def segment(bench: Bench, folders: Folders) -> Shown:
+def segment(steps: ShownSteps, folders: Folders) -> Shown:
     """A U-Net marks every pixel that is ink."""
-    _write_scenes(bench, folders, "segment")
-    bench.say("unet_resnet34 starts from random weights: no package ships pretrained ones")
+    _write_scenes(steps, folders, "segment")
+    steps.say("unet_resnet34 starts from random weights: no package ships pretrained ones")
     return _learn(
-        bench,
+        steps,
         folders,
         IngestSettings(source=str(folders.scenes), name="ink", format="masks"),
         TrainSettings(
@@ -265,26 +185,26 @@ def segment(bench: Bench, folders: Folders) -> Shown:
     )
 
 
-CHAINS: dict[DemoTask, Callable[[Bench, Folders], Shown]] = {
+CHAINS: dict[DemoTask, Callable[[ShownSteps, Folders], Shown]] = {
     "classify": classify,
     "detect": detect,
     "segment": segment,
 }
 
 
-def _write_scenes(bench: Bench, folders: Folders, task: DemoTask) -> None:
+def _write_scenes(steps: ShownSteps, folders: Folders, task: DemoTask) -> None:
     from tasks.digits import write_scenes
 
     digits = write_scenes(folders.scenes, NUM_SCENES)
     write_scenes(folders.unseen, NUM_UNSEEN, seed=1)
-    bench.say(
+    steps.say(
         f"{task}: {NUM_SCENES} photographs with {digits:,} digits on them in {folders.scenes}, "
         f"labelled with boxes (COCO) and with masks; {NUM_UNSEEN} more in {folders.unseen}"
     )
 
 
 def _learn(
-    bench: Bench,
+    steps: ShownSteps,
     folders: Folders,
     ingest: IngestSettings,
     train: TrainSettings,
@@ -296,12 +216,12 @@ def _learn(
 ) -> Shown:
     """Ingest, train with its export, evaluate, predict the unseen scenes, ask the table."""
     table = f"demo_{train.name}"
-    dataset = bench.ingest(ingest)
-    model = bench.train(train)
-    metrics = bench.evaluate(EvaluateSettings(model=train.name, dataset=ingest.name)).metrics
+    dataset = steps.ingest(ingest)
+    model = steps.train(train)
+    metrics = steps.evaluate(EvaluateSettings(model=train.name, dataset=ingest.name)).metrics
     unseen = str(folders.unseen / "images")
-    bench.predict(PredictSettings(source=unseen, model=train.name, table=table))
-    answer = bench.query(sql)
+    steps.predict(PredictSettings(source=unseen, model=train.name, table=table))
+    answer = steps.query(sql)
     return Shown(
         result={"dataset": dataset, "trained": model, "metrics": metrics, "table": table, "found": records(answer)},
         answers=[(answer, right)],

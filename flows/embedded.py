@@ -8,7 +8,7 @@ from typing import Any
 
 from flows.watch import Watch
 from models.errors import PixelmillError
-from models.settings.common import Settings
+from models.settings.fields import Settings
 from tasks.server import ENVIRONMENT, EmbeddedServer
 
 DRAIN_S = 20.0

@@ -8,8 +8,8 @@ from prefect import flow
 from flows.artifacts import put_metrics
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
-from models.settings.common import StoreSettings
 from models.settings.export import EvaluateSettings
+from models.settings.fields import StoreSettings
 from tasks.evaluate import evaluate as evaluate_model
 
 evaluate_step = recorded_step("evaluate", evaluate_model)

@@ -7,8 +7,8 @@ from prefect import flow
 
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
-from models.settings.common import StoreSettings
 from models.settings.export import ExportSettings
+from models.settings.fields import StoreSettings
 from tasks.export import export as export_model
 
 export_step = recorded_step("export", export_model)

@@ -8,7 +8,7 @@ from prefect import flow
 from flows.artifacts import put_facts
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 from models.settings.ingest import IngestSettings
 from tasks.datasets.ingest import Ingested
 from tasks.datasets.ingest import ingest as make_dataset

@@ -14,7 +14,7 @@ from flows.parameters import flat
 from flows.predict import predict
 from flows.recording import log_to_prefect
 from flows.train import train_step
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 from models.settings.pipeline import PipelineSettings
 
 

@@ -17,7 +17,7 @@ from flows import order
 from flows.artifacts import SlotArtifact, put_summary
 from flows.parameters import flat
 from flows.recording import log_to_prefect, watch
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 from models.settings.predict import PredictSettings
 from tasks import predict as steps
 from tasks.slot_report import SlotProgress, SlotReport

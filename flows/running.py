@@ -8,7 +8,7 @@ from typing import Any
 from flows import chain
 from flows.chain import Chain
 from flows.console import watching
-from models.settings.common import Settings
+from models.settings.fields import Settings
 from models.settings.pipeline import PipelineSettings
 
 # The functions (store, settings, report) behind the flows of one step.

@@ -9,7 +9,7 @@ from flows.artifacts import TableArtifact, put_metrics
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
 from models.progress import Report
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 from models.settings.train import TrainSettings
 from tasks.train import Trained
 from tasks.train import train as train_model

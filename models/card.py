@@ -8,7 +8,7 @@ from typing import Any
 from models.errors import UsageError
 from models.imaging.geometry import ResizeRule
 from models.records import Task
-from models.settings.common import Precision
+from models.settings.fields import Precision
 
 ONNX_FILE = "model.onnx"
 CARD_FILE = "card.json"

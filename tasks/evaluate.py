@@ -23,9 +23,9 @@ from models.errors import ModelError, StorageError, UsageError
 from models.learning.metrics import task_module
 from models.progress import Report, Step, silent
 from models.records import RESULT_FIELDS, Status, Task
-from models.settings.common import Device
-from models.settings.common import Engine as EngineName
 from models.settings.export import EvaluateSettings
+from models.settings.fields import Device
+from models.settings.fields import Engine as EngineName
 from models.settings.predict import PredictSettings
 from tasks import predict, registry
 from tasks.datasets import datasets

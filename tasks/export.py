@@ -23,8 +23,8 @@ from models.progress import Report, Step, silent
 from models.records import Task
 from models.runtime.parity import MIN_IMAGES, check_parity, check_variant
 from models.runtime.predictor import one_line
-from models.settings.common import Precision
 from models.settings.export import EvaluateSettings, ExportSettings
+from models.settings.fields import Precision
 from tasks import registry
 from tasks.calibration import prepared_images
 from tasks.datasets import datasets

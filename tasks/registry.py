@@ -22,7 +22,7 @@ from typing import cast
 
 from models.card import CARD_FILE, Card, card_file
 from models.errors import ModelError, NotFound, StorageError, UsageError
-from models.settings.common import Precision
+from models.settings.fields import Precision
 from tasks.storage import join, local_path, normalise, open_storage
 
 logger = logging.getLogger("pixelmill.registry")

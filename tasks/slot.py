@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from models.settings.common import Device
-from models.settings.common import Engine as EngineName
+from models.settings.fields import Device
+from models.settings.fields import Engine as EngineName
 
 PROGRESS_EVERY_S = 0.25
 LOCAL_READERS = 2

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main, make_app
-from flows.demo import CHAINS, Bench, Shown, typed
+from flows.demo import CHAINS, Shown
+from flows.shown_steps import ShownSteps, typed
 from models.errors import PixelmillError
 from models.settings.ingest import IngestSettings
 from models.settings.train import TrainSettings
@@ -35,9 +36,9 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def hurried(monkeypatch) -> None:
     """One epoch on smallest inputs, whatever the demo asks for."""
-    train = Bench.train
+    train = ShownSteps.train
     quick = {"epochs": 1, "image_size": 64, "batch_size": 4}
-    monkeypatch.setattr(Bench, "train", lambda self, settings: train(self, settings.model_copy(update=quick)))
+    monkeypatch.setattr(ShownSteps, "train", lambda self, settings: train(self, settings.model_copy(update=quick)))
 
 
 def commands(err: str) -> list[list[str]]:
@@ -99,7 +100,7 @@ def test_without_weights_the_detector_starts_from_nothing(here, monkeypatch, cap
         raise PixelmillError("enough")
 
     monkeypatch.setattr(demo, "weights_file", lambda: None)
-    monkeypatch.setattr(Bench, "train", stop)
+    monkeypatch.setattr(ShownSteps, "train", stop)
     assert main(["demo", "--task", "detect"]) == 1
     assert (asked[0].mode, asked[0].weights) == ("scratch", None)
     assert "random weights" in capsys.readouterr().err
@@ -107,7 +108,7 @@ def test_without_weights_the_detector_starts_from_nothing(here, monkeypatch, cap
 
 def test_all_is_every_task(here, monkeypatch, capsys):
     for name in CHAINS:
-        monkeypatch.setitem(CHAINS, name, lambda bench, folders, name=name: Shown({"name": name}, [], f"did {name}"))
+        monkeypatch.setitem(CHAINS, name, lambda steps, folders, name=name: Shown({"name": name}, [], f"did {name}"))
     assert main(["demo", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result.pop("seconds") >= 0

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from models.errors import ModelError
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 from models.settings.predict import PredictSettings
 from tasks.digits import write_digits
 from tasks.server import ENVIRONMENT

@@ -21,10 +21,11 @@ from models.nets import classifiers
 from models.nets.pretrained import pretrained
 from models.nets.untrained import build_untrained
 from models.records import Status, Task
+from models.runtime.comparisons import compare_detections
 from models.runtime.detection_ops import pool_regions, suppress, translations
 from models.runtime.engine import OnnxRuntimeEngine, open_engine
 from models.runtime.export import METADATA_KEY, export_onnx
-from models.runtime.parity import check_parity, compare_detections
+from models.runtime.parity import check_parity
 from models.runtime.predictor import Predictor
 from models.runtime.results import Detection
 from tasks.photographs import prepared_photographs

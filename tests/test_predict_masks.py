@@ -13,7 +13,8 @@ from models.card import Card
 from models.errors import ModelError, UsageError
 from models.imaging.geometry import ResizeRule
 from models.records import Task
-from models.runtime.parity import COMPARISONS, check_values
+from models.runtime.comparisons import COMPARISONS
+from models.runtime.parity import check_values
 from models.settings.predict import PredictSettings
 from tasks import predict
 from tasks.adopt import import_model

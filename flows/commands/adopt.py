@@ -4,7 +4,7 @@ from typing import Any
 
 from flows.commands.command import Outcome, command, store_flag
 from models.settings.adopt import ImportSettings
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 
 
 @command("import", ImportSettings, positional="source")

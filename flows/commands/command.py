@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from flows.parameters import Function, flat, set_signature
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 
 
 @dataclass(frozen=True)

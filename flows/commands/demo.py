@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flows.commands.command import Outcome, command, store_flag
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 
 if TYPE_CHECKING:
     from flows.demo import Shown
@@ -45,13 +45,14 @@ def demo(
         unseen: The folder that receives more of them, to be predicted.
     """
     from flows.console import watching
-    from flows.demo import CHAINS, Bench, Folders
+    from flows.demo import CHAINS, Folders
+    from flows.shown_steps import ShownSteps
 
     start = time.monotonic()
     folders = Folders(photos, digits, scenes, unseen)
     with watching() as watch:
-        bench = Bench(store.store, watch)
-        shown = {name: chain(bench, folders) for name, chain in CHAINS.items() if task in (name, "all")}
+        steps = ShownSteps(store.store, watch)
+        shown = {name: chain(steps, folders) for name, chain in CHAINS.items() if task in (name, "all")}
     seconds = round(time.monotonic() - start, 1)
     return Outcome(
         lambda: {"seconds": seconds, **{name: part.result for name, part in shown.items()}},

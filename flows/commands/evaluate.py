@@ -4,8 +4,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from flows.commands.command import Direct, Outcome, command, store_flag
-from models.settings.common import StoreSettings
 from models.settings.export import EvaluateSettings
+from models.settings.fields import StoreSettings
 
 if TYPE_CHECKING:
     from tasks.evaluate import Evaluation

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flows.commands.command import Outcome, command
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 
 
 @command("export-coco")

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from flows.commands.command import Direct, Outcome, command, store_flag
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 from models.settings.ingest import IngestSettings
 
 if TYPE_CHECKING:

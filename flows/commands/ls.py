@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from flows.commands.command import Outcome, command, store_flag
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 
 if TYPE_CHECKING:
     from tasks.inventory import Inventory

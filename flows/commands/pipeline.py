@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from flows.commands.command import Direct, Outcome, command
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 from models.settings.pipeline import PipelineSettings
 
 if TYPE_CHECKING:

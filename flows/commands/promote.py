@@ -1,8 +1,8 @@
 """`pixelmill promote`: which version is in production."""
 
 from flows.commands.command import Outcome, command
-from models.settings.common import StoreSettings
 from models.settings.export import PromoteSettings
+from models.settings.fields import StoreSettings
 
 
 @command("promote", PromoteSettings, positional="model")

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from flows.commands.command import Outcome, command
 from models.errors import UsageError
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 
 MOST_ROWS = 100  # shown to people
 LONGEST_CELL = 60  # characters

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from flows.commands.command import Outcome, command
-from models.settings.common import StoreSettings
+from models.settings.fields import StoreSettings
 
 
 @command("verify")

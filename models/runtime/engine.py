@@ -11,8 +11,8 @@ from models.card import Card
 from models.errors import ModelError, UsageError
 from models.runtime import gpu
 from models.runtime.results import ANSWERS
-from models.settings.common import Device
-from models.settings.common import Engine as EngineName
+from models.settings.fields import Device
+from models.settings.fields import Engine as EngineName
 
 logger = logging.getLogger("pixelmill.engine")
 

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from models.errors import ModelError
-from models.settings.common import Precision
+from models.settings.fields import Precision
 
 TENSORRT = "TensorrtExecutionProvider"
 CUDA = "CUDAExecutionProvider"

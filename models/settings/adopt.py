@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from models.settings.common import Settings, uri_field, without_credentials
+from models.settings.fields import Settings, uri_field, without_credentials
 
 
 class ImportSettings(Settings):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from models.settings.common import Device, Engine, Precision, Settings
+from models.settings.fields import Device, Engine, Precision, Settings
 
 _MODEL = "NAME (newest version), NAME@production, NAME@VERSION or NAME@VERSION.int8."
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from models.settings.common import Settings, StoreName, uri_field, without_credentials
+from models.settings.fields import Settings, StoreName, uri_field, without_credentials
 
 Format = Literal["auto", "folder", "coco", "voc", "yolo", "masks"]
 SPLITS = ("train", "val", "test")

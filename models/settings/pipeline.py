@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from models.settings.common import Precision, TableName, uri_field, without_credentials
 from models.settings.export import Tolerance
+from models.settings.fields import Precision, TableName, uri_field, without_credentials
 from models.settings.ingest import IngestSettings
 from models.settings.train import Training
 

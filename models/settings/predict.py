@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from models.settings.common import Device, Engine, Settings, TableName, uri_field, without_credentials
+from models.settings.fields import Device, Engine, Settings, TableName, uri_field, without_credentials
 
 OVERLAP = 0.2  # of tiles, unless the settings say otherwise
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from models.settings.common import Device, Settings, StoreName
+from models.settings.fields import Device, Settings, StoreName
 
 Mode = Literal["features", "finetune", "scratch"]
 Augment = Literal["none", "light", "strong"]
