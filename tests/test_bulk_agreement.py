@@ -29,7 +29,10 @@ from tasks import predict, registry
 from tasks.photographs import prepared_photographs
 from tests.tiny_rcnn import LABELS, awake
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools"),
+]
 
 SIDE = 96
 SCORE = 0.3  # both sides drop what is less sure
@@ -47,14 +50,6 @@ FILES: dict[str, tuple[str, tuple[int, int, int, int], int, dict]] = {
     "fine.jpg": ("astronaut", (0, 0, 512, 512), 1, {"quality": 95, "subsampling": 0}),
     "progressive.jpg": ("coffee", (100, 50, 333, 251), 3, {"quality": 85, "progressive": True}),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -22,19 +22,13 @@ from tasks.photographs import encode_png
 from tests.tiny_learning import Files, recipe
 from tests.tiny_rcnn import LABELS, shapes, target
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 64  # pixels
 DETECTORS = [name for name, entry in catalog.CATALOG.items() if entry.task in (Task.DETECT, Task.INSTANCE)]
 SMALL = ("yolo_n", "yolo_v1", "fasterrcnn_resnet18", "maskrcnn_resnet18")
 TABLE = [pytest.param(name, marks=() if name in SMALL else pytest.mark.slow) for name in DETECTORS]
 MAIN = {Task.DETECT: "ap", Task.INSTANCE: "mask_ap"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def learner_of(name: str, side: int = SIDE) -> Learner:

@@ -15,18 +15,11 @@ from models.nets.untrained import build_untrained
 from tasks.weights import Start, apply_start, starting_state
 from tests.tiny_rcnn import LABELS, awake, shapes, target
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 96
 LOSSES = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
 SMALL = ("fasterrcnn_resnet18", "maskrcnn_resnet18")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On a busy machine threads that wait for each other take many times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def beginning(name: str) -> tuple[nn.Module, Parts]:

@@ -33,13 +33,7 @@ from models.progress import Step
 from models.settings.train import Training
 from tests.tiny_learning import Files, coloured, recipe, tiny_learner
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

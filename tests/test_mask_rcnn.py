@@ -17,16 +17,9 @@ from models.runtime.export import export_onnx
 from models.runtime.parity import check_parity
 from tests.tiny_rcnn import LABELS, awake
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("boxes_xyxy", "scores", "labels", "batch_index", "masks")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On a busy machine threads that wait for each other take many times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def exported(network: nn.Module, card: Card, images: np.ndarray, path: Path) -> onnxruntime.InferenceSession:

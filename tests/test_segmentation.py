@@ -25,6 +25,8 @@ from models.records import Task
 from tests.tiny_learning import recipe
 from tests.tiny_segmentation import scenes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ARCHITECTURES = (
     pytest.param("fcn_resnet50", marks=pytest.mark.slow),
     pytest.param("deeplabv3_resnet50", marks=pytest.mark.slow),
@@ -39,10 +41,6 @@ RULE = ResizeRule("letterbox", 48, 48)
 def small(monkeypatch):
     """The networks' own widths cost seconds a step."""
     monkeypatch.setattr(unet, "WIDTH", 8)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rectangle(top: int, left: int, bottom: int, right: int, height: int = 4, width: int = 6) -> str:

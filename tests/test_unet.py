@@ -14,6 +14,8 @@ from models.runtime.export import export_onnx
 from models.runtime.parity import check_parity
 from tasks.photographs import prepared_photographs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LABELS = ("a", "b", "c")
 SEGMENTERS = (
     pytest.param("fcn_resnet50", marks=pytest.mark.slow),
@@ -28,10 +30,6 @@ PARAMETERS = {"unet": 31_037_828}  # of the paper's network with four outputs, i
 def small(monkeypatch):
     """The networks' own widths cost seconds a step."""
     monkeypatch.setattr(unet, "WIDTH", 8)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("size_hw", [(64, 64), (37, 50), (1, 1), (17, 96)])

@@ -40,17 +40,10 @@ from tasks.photographs import prepared_photographs
 from tasks.weights import apply_start, starting_state
 from tests.tiny_rcnn import LABELS, shapes, target
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("yolo_n", "yolo_s", "yolo_m", "yolo_v1")
 SIDE = 96
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On a busy machine threads that wait for each other take many times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def new(name: str, seed: int = 0) -> tuple[nn.Module, Parts]:
