@@ -15,7 +15,7 @@ from benchmarks.training import compare, options
 
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """Of maps: IoU, Dice and boundary F1 of each class; of objects: COCO's average precision by masks and boxes."""
+    """Of maps: IoU of all pixels and by image, Dice and boundary F1 of each class; of objects: COCO's AP."""
     if "mask_ap" in metrics:
         return {
             "mask AP": metrics["mask_ap"],
@@ -29,7 +29,12 @@ def figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:
         **{
             f"{name} {label}": each[key]
             for label, each in of_classes.items()
-            for name, key in (("IoU", "iou"), ("Dice", "dice"), ("boundary F1", "boundary_f1"))
+            for name, key in (
+                ("IoU", "iou"),
+                ("IoU by image", "image_iou"),
+                ("Dice", "dice"),
+                ("boundary F1", "boundary_f1"),
+            )
         },
     }
 

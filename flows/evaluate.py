@@ -10,9 +10,16 @@ from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
 from models.settings.export import EvaluateSettings
 from models.settings.fields import StoreSettings
+from tasks.evaluate import Evaluation
 from tasks.evaluate import evaluate as evaluate_model
 
 evaluate_step = recorded_step("evaluate", evaluate_model)
+
+
+def put_evaluation(evaluation: Evaluation) -> None:
+    """The figures as tables on the run's page."""
+    title = f"{evaluation.model} on {evaluation.dataset}, {evaluation.split}"
+    put_metrics(title, title, evaluation.metrics)
 
 
 def _run_name() -> str:
@@ -26,6 +33,5 @@ def evaluate(settings: EvaluateSettings, store: StoreSettings) -> Any:
     """Measure a model on a split of a data set, through the same path that predicts."""
     with log_to_prefect():
         evaluation = evaluate_step(store.store, settings)
-        title = f"{evaluation.model} on {evaluation.dataset}, {settings.split}"
-        put_metrics(title, title, evaluation.metrics)
+        put_evaluation(evaluation)
         return evaluation

@@ -7,7 +7,7 @@ from prefect import flow
 
 from flows import chain
 from flows.artifacts import put_metrics
-from flows.evaluate import evaluate_step
+from flows.evaluate import evaluate_step, put_evaluation
 from flows.export import export_step
 from flows.ingest import ingest_step, put_ingested
 from flows.parameters import flat
@@ -38,4 +38,6 @@ def pipeline(settings: PipelineSettings, store: StoreSettings) -> Any:
         done = chain.pipeline(store.store, settings, steps)
         put_ingested(done.ingest)
         put_metrics(f"{done.train.model}-metrics", done.train.model, done.train.metrics)
+        if done.evaluate is not None:
+            put_evaluation(done.evaluate)
         return done

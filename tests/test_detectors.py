@@ -122,7 +122,9 @@ def test_an_epoch_in_each_mode_whatever_the_images_show(name, mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fasterrcnn_resnet18", "maskrcnn_resnet18"])
+@pytest.mark.parametrize(
+    "name", ["fasterrcnn_resnet18", "maskrcnn_resnet18", "fasterrcnn_resnet50", "maskrcnn_resnet50"]
+)
 def test_eight_images_are_learned_from_scratch(name):
     """Those of one stage: test_yolo."""
     learner = learner_of(name, 96)

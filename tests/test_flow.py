@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.artifacts import artifact_key
 from models.errors import ModelError
 from models.settings.fields import StoreSettings
 from models.settings.predict import PredictSettings
@@ -336,6 +337,9 @@ def test_the_whole_chain_is_recorded(mill, chained, server):
     assert [row["epoch"] for row in curves] == [1, 2]
     assert {"train_loss", "val_top1", "lr"} <= curves[0].keys()
     assert {"ingest-progress", "train-progress"} <= artifacts.keys()
+    measured = artifact_key(f"{first['evaluate']['model']} on {first['evaluate']['dataset']}, test")
+    shown = {row["what"]: row["value"] for row in json.loads(artifacts[measured]["data"])}
+    assert shown["top1"] == first["evaluate"]["metrics"]["top1"]
     inner = [run for run in server.ask("flow_runs/filter") if run["name"].startswith("read ← digits")]
     assert [run["state_name"] for run in inner] == ["Completed", "Completed"]
     assert verify(mill.store, "read").problems == []

@@ -84,6 +84,22 @@ def test_overlap_by_hand(pairs, iou, accuracy):
     assert found["not_ok"] == sum(answer is None for _, answer in pairs)
 
 
+def test_the_iou_by_image_does_not_ask_for_its_size():
+    """Of a: 1/2 of a small image, all of a larger one, nothing where it was found for nothing or not predicted."""
+    pairs = [
+        (["ab"], ["aa"]),
+        (["a" * 98 + ".."], ["a" * 98 + ".."]),
+        (["...."], ["a..."]),
+        (["a"], None),
+        (["."], ["."]),
+    ]
+    of_class = figures(pairs)["per_class"]
+    assert of_class["a"]["image_iou"] == pytest.approx((1 / 2 + 1 + 0 + 0) / 4)
+    assert of_class["b"]["image_iou"] == 0
+    assert of_class["(background)"]["image_iou"] == pytest.approx((1 + 3 / 4 + 1) / 3)
+    assert of_class["a"]["iou"] == pytest.approx(99 / 102)
+
+
 def test_confusion_counts_every_judged_pixel():
     found = figures(
         [(["aabb.x"], ["abbo.o"]), (["ab..xx"], None), (["...aaa"], ["..aaao"])], labels="abo", classes="abc"

@@ -37,26 +37,33 @@ def measure(
     Keys: images, not_ok, miou (intersection over union, as in PASCAL VOC: the mean over the background and the classes
     that the split shows), mean_dice (likewise), pixel_accuracy, boundary_f1 (see segmentation_boundaries; the mean over
     the classes that the split shows, without the background, whose borders are theirs), per_class (background and class
-    → iou, dice, precision, recall, boundary_f1: its mean over the images that show a border of the class or in which
-    one was found, and share: of the judged pixels), confusion (rows: true classes, columns: found ones, then other
-    labels of the model and images without a prediction; counts of pixels), unknown_classes.
+    → iou, dice, precision, recall; image_iou: the mean of the IoU of single images that show the class or in which it
+    was found, so that a large image counts no more than a small one; boundary_f1: its mean over the images that show a
+    border of the class or in which one was found; and share: of the judged pixels), confusion (rows: true classes,
+    columns: found ones, then other labels of the model and images without a prediction; counts of pixels),
+    unknown_classes.
     """
     unknown = unknown_classes(labels, classes)
     value_of = {name: number for number, name in enumerate(classes, 1)}
     other, not_ok = len(classes) + 1, len(classes) + 2  # columns of the confusion
     counts = np.zeros((IGNORED + 1, not_ok + 1), np.int64)  # true × found pixels
     outlines: dict[int, list[float]] = {value: [] for value in value_of.values()}
+    of_images = np.zeros((2, len(classes) + 1))  # by value: the sum of the IoU of images, and how many have one
     failed = 0
     for regions, segments in _pairs(rows, images, annotations, classes):
         true = np.ascontiguousarray(regions.drawn().T)  # [width, height]
         found = np.zeros_like(true)
         if segments is None:
             failed += 1
-            counts[:, not_ok] += np.bincount(true.reshape(-1), minlength=len(counts))
+            of_image = np.zeros_like(counts)
+            of_image[:, not_ok] = np.bincount(true.reshape(-1), minlength=len(counts))
         else:
             for segment in segments:
                 draw(found, segment["mask"], value_of.get(segment["label"], other))
-            _count(counts, true, found)
+            of_image = _counted(true, found, counts.shape)
+        counts += of_image
+        right, either = _overlap(of_image[: len(classes) + 1])
+        of_images += _shares(right, either), either > 0
         is_judged = true != IGNORED
         borders = border(true, is_judged), border(found, is_judged)
         for value in np.union1d(borders[0].value, borders[1].value).tolist():
@@ -66,7 +73,7 @@ def measure(
     return {
         "images": images.num_rows,
         "not_ok": failed,
-        **_figures(counts[: len(classes) + 1], outlines, classes),
+        **_figures(counts[: len(classes) + 1], of_images, outlines, classes),
         "unknown_classes": unknown,
     }
 
@@ -89,25 +96,35 @@ def _pairs(
         yield regions, segments[row].as_py() if is_ok else None
 
 
-def _count(counts: NDArray[np.int64], true: NDArray[np.uint8], found: NDArray[np.uint8]) -> None:
-    """Adds the pixels of two maps to the confusion."""
+def _counted(true: NDArray[np.uint8], found: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.int64]:
+    """The confusion of the pixels of two maps."""
     true, found = true.reshape(-1), found.reshape(-1)
+    counts = np.zeros(shape[0] * shape[1], np.int64)
     for start in range(0, len(true), _PIXELS_AT_ONCE):
-        pair = true[start : start + _PIXELS_AT_ONCE].astype(np.int64) * counts.shape[1]
+        pair = true[start : start + _PIXELS_AT_ONCE].astype(np.int64) * shape[1]
         pair += found[start : start + _PIXELS_AT_ONCE]
-        counts += np.bincount(pair, minlength=counts.size).reshape(counts.shape)
+        counts += np.bincount(pair, minlength=counts.size)
+    return counts.reshape(shape)
+
+
+def _overlap(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pixels [1 + classes] that are and were found to be of a value, and those that either are or were."""
+    right = np.diagonal(counts)
+    return right, counts.sum(axis=1) + counts.sum(axis=0)[: len(counts)] - right
 
 
 def _figures(
     counts: NDArray[np.int64],  # [1 + classes, 1 + classes + 2]
+    of_images: NDArray[np.float64],  # [2, 1 + classes]
     outlines: Mapping[int, Sequence[float]],
     classes: Sequence[str],
 ) -> dict[str, Any]:
     names = [_BACKGROUND, *classes]
-    right, true = np.diagonal(counts), counts.sum(axis=1)  # [1 + classes] each
-    found = counts.sum(axis=0)[: len(names)]
+    right, either = _overlap(counts)
+    true, found = counts.sum(axis=1), counts.sum(axis=0)[: len(names)]  # [1 + classes] each
     by_class = {
-        "iou": _shares(right, true + found - right),
+        "iou": _shares(right, either),
+        "image_iou": _shares(*of_images),
         "dice": _shares(2 * right, true + found),
         "precision": _shares(right, found),
         "recall": _shares(right, true),
