@@ -1,7 +1,8 @@
 """What segmenters learn from some sixty microscope images in some minutes: U-Net by pixels, Mask R-CNN by objects.
 
-    python -m benchmarks.segmentation FOLDER [--models unet_resnet34] [--modes scratch] [--seeds 0 1 2]
-    python -m benchmarks.segmentation FOLDER --models maskrcnn_resnet18 --weights resnet18.pth --modes finetune
+    python -m benchmarks.segmentation FOLDER --models unet_mobilenet_v2 --ema 0.97 [--invert] [--seeds 0 1 2]
+    python -m benchmarks.segmentation FOLDER --models maskrcnn_mobilenet_v2 --epochs 16 --batch-size 2 --lr 0.001
+    python -m benchmarks.segmentation FOLDER --models unet_resnet34 --modes scratch
 
 FOLDER: images and one COCO file with the mask of each object, such as nuclei of the Data Science Bowl 2018 (BBBC038,
 CC0): 80 images with 3,959 nuclei as images/ and instances.json. It is not part of this project. A fifth of the images
@@ -44,10 +45,10 @@ def main() -> None:
     parser = options(
         __doc__ or "",
         "images with a COCO file of masks",
-        models=["unet_resnet34", "maskrcnn_resnet18"],
-        modes=["scratch"],
-        epochs=40,
-        image_size=256,
+        models=["unet_mobilenet_v2", "maskrcnn_mobilenet_v2"],
+        modes=["finetune"],
+        epochs=20,
+        image_size=384,
         batch_size=4,
     )
     compare(parser.parse_args(), {"split": "train=.7,val=.1,test=.2"}, figures)

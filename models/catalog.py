@@ -101,10 +101,12 @@ CATALOG: dict[str, Entry] = {
     "fasterrcnn_resnet18": _faster_rcnn("fasterrcnn_resnet18_fpn", 512, "resnet18", weights=None),
     "maskrcnn_resnet50": _mask_rcnn("maskrcnn_resnet50_fpn", 1024, "resnet50"),
     "maskrcnn_resnet18": _mask_rcnn("maskrcnn_resnet18_fpn", 512, "resnet18", weights=None),
+    "maskrcnn_mobilenet_v2": _mask_rcnn("maskrcnn_mobilenet_v2_fpn", 512, "mobilenet_v2", weights=None),
     "fcn_resnet50": _segmenter("segmenters", "fcn_resnet50", "resnet50", "COCO_WITH_VOC_LABELS_V1"),
     "deeplabv3_resnet50": _segmenter("segmenters", "deeplabv3_resnet50", "resnet50", "COCO_WITH_VOC_LABELS_V1"),
     "unet": _segmenter("unet", "unet"),
     "unet_resnet34": _segmenter("unet", "unet_resnet34", "resnet34"),
+    "unet_mobilenet_v2": _segmenter("unet", "unet_mobilenet_v2", "mobilenet_v2"),
 }
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE = 64  # pixels
 DETECTORS = [name for name, entry in catalog.CATALOG.items() if entry.task in (Task.DETECT, Task.INSTANCE)]
-SMALL = ("yolo_n", "yolo_v1", "fasterrcnn_resnet18", "maskrcnn_resnet18")
+SMALL = ("yolo_n", "yolo_v1", "fasterrcnn_resnet18", "maskrcnn_resnet18", "maskrcnn_mobilenet_v2")
 TABLE = [pytest.param(name, marks=() if name in SMALL else pytest.mark.slow) for name in DETECTORS]
 MAIN = {Task.DETECT: "ap", Task.INSTANCE: "mask_ap"}
 
@@ -123,7 +123,8 @@ def test_an_epoch_in_each_mode_whatever_the_images_show(name, mode):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["fasterrcnn_resnet18", "maskrcnn_resnet18", "fasterrcnn_resnet50", "maskrcnn_resnet50"]
+    "name",
+    ["fasterrcnn_resnet18", "maskrcnn_resnet18", "maskrcnn_mobilenet_v2", "fasterrcnn_resnet50", "maskrcnn_resnet50"],
 )
 def test_eight_images_are_learned_from_scratch(name):
     """Those of one stage: test_yolo."""

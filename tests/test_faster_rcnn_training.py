@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE = 96
 LOSSES = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
-SMALL = ("fasterrcnn_resnet18", "maskrcnn_resnet18")
+SMALL = ("fasterrcnn_resnet18", "maskrcnn_resnet18", "maskrcnn_mobilenet_v2")
 
 
 def beginning(name: str) -> tuple[nn.Module, Parts]:
@@ -160,6 +160,7 @@ def test_half_precision_keeps_whole_coordinates():
     ("classifier", "detector"),
     [
         ("resnet18", "maskrcnn_resnet18"),
+        ("mobilenet_v2", "maskrcnn_mobilenet_v2"),
         ("mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"),
         pytest.param("resnet50", "maskrcnn_resnet50", marks=pytest.mark.slow),
     ],
@@ -176,7 +177,8 @@ def test_a_backbone_answers_as_the_classifier_whose_weights_it_has(classifier, d
     assert {name for name in network.state_dict() if name.startswith(of_stages)} == set(state)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        expected = one.features(images) if classifier.startswith("mobilenet") else layers_of(one, images)
+        blocks = one.features[:18] if classifier == "mobilenet_v2" else getattr(one, "features", None)
+        expected = blocks(images) if blocks else layers_of(one, images)
         got = list(network.backbone.body(images).values())[-1]
     assert_close(got, expected)
 

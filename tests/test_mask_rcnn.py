@@ -1,5 +1,6 @@
 """Mask R-CNN: its exports agree with torchvision, and each image gets the same masks alone and in any batch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,14 +113,26 @@ def test_what_is_not_finite_is_said_by_the_score_of_its_image_alone(small, modul
     assert scores[image == 1].isfinite().all()
 
 
-@pytest.mark.slow
-def test_the_large_network_agrees_too(tmp_path, monkeypatch):
-    network, card, images = awake("maskrcnn_resnet50", 192)
+@pytest.mark.parametrize("name", ["maskrcnn_resnet18", "maskrcnn_mobilenet_v2"])
+def test_small_networks_find_more_than_a_hundred_objects_in_an_image(name):
+    network, card, images = awake(name, 128, images=2)
+    built = catalog.entry(name).family_module().build(catalog.entry(name).builder, len(LABELS))
+    built.load_state_dict(network.state_dict())
+    found = of_torchvision(built, replace(card, score_floor=0.0), images)
+    assert (np.bincount(found["batch_index"]) > 100).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("maskrcnn_mobilenet_v2", 128), pytest.param("maskrcnn_resnet50", 192, marks=pytest.mark.slow)]
+)
+def test_other_networks_agree_too(name, side, tmp_path, monkeypatch):
+    network, card, images = awake(name, side)
     exported(network, card, images, tmp_path / "model.onnx")
     monkeypatch.setattr("models.runtime.openvino.cpu_precisions", lambda: ())
     assert check_parity(network, mask_rcnn, card, tmp_path / "model.onnx", images)["compared"] > 50
 
 
-def test_the_catalogue_has_both():
+def test_the_catalogue_has_them():
     assert catalog.entry("maskrcnn_resnet50").data == "coco"
-    assert catalog.entry("maskrcnn_resnet18").data == "imagenet"  # of its backbone: nobody publishes the whole
+    for name in ("maskrcnn_resnet18", "maskrcnn_mobilenet_v2"):
+        assert catalog.entry(name).data == "imagenet"  # of its backbone: nobody publishes the whole

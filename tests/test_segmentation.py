@@ -32,6 +32,7 @@ ARCHITECTURES = (
     pytest.param("deeplabv3_resnet50", marks=pytest.mark.slow),
     "unet",
     "unet_resnet34",
+    "unet_mobilenet_v2",
 )
 LABELS = ("disc", "square")
 RULE = ResizeRule("letterbox", 48, 48)
@@ -331,6 +332,7 @@ def test_images_with_hardly_anything_teach(name, drawn):
     [
         ("unet", 60, 0.95),
         pytest.param("unet_resnet34", 60, 0.95, marks=pytest.mark.slow),
+        ("unet_mobilenet_v2", 60, 0.95),
         pytest.param("fcn_resnet50", 60, 0.75, marks=pytest.mark.slow),  # one answer for eight by eight pixels
         pytest.param("deeplabv3_resnet50", 60, 0.75, marks=pytest.mark.slow),
     ],

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.models import mobilenet_v2
 
 from models import catalog
 from models.card import Card
@@ -12,7 +13,9 @@ from models.nets.untrained import build_untrained
 from models.runtime.engine import OnnxRuntimeEngine
 from models.runtime.export import export_onnx
 from models.runtime.parity import check_parity
+from tasks.demo import weights_file
 from tasks.photographs import prepared_photographs
+from tasks.weights import apply_start, starting_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,6 +25,7 @@ SEGMENTERS = (
     pytest.param("deeplabv3_resnet50", marks=pytest.mark.slow),
     "unet",
     "unet_resnet34",
+    "unet_mobilenet_v2",
 )
 PARAMETERS = {"unet": 31_037_828}  # of the paper's network with four outputs, its BatchNorms included
 
@@ -33,7 +37,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("size_hw", [(64, 64), (37, 50), (1, 1), (17, 96)])
-@pytest.mark.parametrize("name", ["unet", "unet_resnet34"])
+@pytest.mark.parametrize("name", ["unet", "unet_resnet34", "unet_mobilenet_v2"])
 def test_an_answer_has_the_size_of_the_image(name, size_hw):
     network = unet.build(name, 3)
     with torch.no_grad():
@@ -46,6 +50,31 @@ def test_the_papers_network_has_the_papers_width(monkeypatch):
         network = unet.UNet(4)
     assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS["unet"]
     assert [block[0].out_channels for block in network.contract] == [64, 128, 256, 512, 1024]
+
+
+def test_mobilenet_starts_from_what_a_package_ships():
+    """Every parameter of the encoder, and each of its maps is the classifier's own."""
+    shipped = weights_file()
+    assert shipped is not None, "the development tools bring it"
+    entry = catalog.entry("unet_mobilenet_v2")
+    network = unet.build(entry.builder, 1)
+    start = starting_state(str(shipped), "unet_mobilenet_v2", "finetune", store="")
+    parts = unet.parts(network, entry.builder)
+    assert apply_start(network, start, parts, unet.IGNORED_PREFIXES, ("a",), "unet_mobilenet_v2"), "the head is new"
+    assert set(start.state) == {name for name in network.state_dict() if name.startswith("encoder.")}
+    classifier = mobilenet_v2(weights=None).eval()
+    classifier.load_state_dict(torch.load(shipped, weights_only=True))
+    images = torch.rand(1, 3, 64, 96)
+    expected, features = [], images
+    with torch.no_grad():
+        for number, block in enumerate(classifier.features):
+            features = block(features)
+            if number in (1, 3, 6, 13, 17):
+                expected.append(features)
+        got = network.maps(images)
+    assert [map_.shape[2:] for map_ in got] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_without_norms_convolutions_have_biases():

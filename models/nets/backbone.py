@@ -43,23 +43,27 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See the class; one map for each of STRIDES."""
+        return self.maps(images)[-len(STRIDES) :]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The map that each stage ends with, the larger ones before those of STRIDES as well."""
         maps = []
         for stage in self.layout.stages:
             for name in stage:
                 images = self.get_submodule(name)(images)
             maps.append(images)
-        return maps[-len(STRIDES) :]
+        return maps
 
 
-def stages(classifier: str) -> tuple[tuple[str, ...], ...]:
-    """The stages of a network's `backbone` from the input on, as models.nets.parts wants them."""
-    return tuple(tuple(f"backbone.{name}" for name in stage) for stage in LAYOUTS[classifier].stages)
+def stages(classifier: str, module: str = "backbone") -> tuple[tuple[str, ...], ...]:
+    """The stages of the Backbone that a network has as `module` from the input on, as models.nets.parts wants them."""
+    return tuple(tuple(f"{module}.{name}" for name in stage) for stage in LAYOUTS[classifier].stages)
 
 
-def backbone_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A classifier's weights as those of a network's `backbone`; those of a whole detector stay as they are."""
-    if any(name.startswith("backbone.") for name in state):
+def backbone_state(state: dict[str, Tensor], module: str = "backbone") -> dict[str, Tensor]:
+    """A classifier's weights as those of a network's `module`; those of a whole network stay as they are."""
+    if any(name.startswith(f"{module}.") for name in state):
         return state
     known = {name for layout in LAYOUTS.values() for stage in layout.stages for name in stage}
     renamed = {name.removeprefix("features."): value for name, value in state.items()}
-    return {f"backbone.{name}": value for name, value in renamed.items() if name.partition(".")[0] in known}
+    return {f"{module}.{name}": value for name, value in renamed.items() if name.partition(".")[0] in known}

@@ -30,7 +30,8 @@ _NECK = (
     "roi_heads.mask_predictor.conv5_mask",
 )
 _RESNET_STAGES: tuple[tuple[str, ...], ...] = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
-_MOBILENET_STAGE_STARTS = (0, 2, 4, 7, 13)
+# By how many blocks the backbone has: MobileNetV3 17, MobileNetV2 18.
+_MOBILENET_STAGE_STARTS = {17: (0, 2, 4, 7, 13), 18: (0, 2, 4, 7, 14)}
 
 
 def build(builder: str, num_classes: int) -> "nn.Module":
@@ -53,8 +54,9 @@ def parts(network: Any, builder: str) -> Parts:
     if "layer1" in children:
         stages = _RESNET_STAGES
     else:
-        stops = (*_MOBILENET_STAGE_STARTS[1:], len(children))
-        stages = tuple(tuple(children[start:stop]) for start, stop in zip(_MOBILENET_STAGE_STARTS, stops, strict=True))
+        starts = _MOBILENET_STAGE_STARTS[len(children)]
+        stops = (*starts[1:], len(children))
+        stages = tuple(tuple(children[start:stop]) for start, stop in zip(starts, stops, strict=True))
     return Parts(
         head=tuple(name for name in _PREDICTORS if name in built),
         stages=tuple(tuple(f"backbone.body.{name}" for name in stage if name in children) for stage in stages),
@@ -63,7 +65,8 @@ def parts(network: Any, builder: str) -> Parts:
 
 
 def backbone_state(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """The state dict of a classifier (ResNet or MobileNetV3) as that of a detector's backbone, without the pyramid."""
+    """The state dict of a classifier (ResNet, MobileNetV2 or V3) as that of a detector's backbone, without the
+    pyramid."""
     if "fc.weight" in state or "layer1.0.conv1.weight" in state:
         return {f"backbone.body.{name}": value for name, value in state.items() if not name.startswith("fc.")}
     of_body = {
@@ -71,7 +74,9 @@ def backbone_state(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
         for name, value in state.items()
         if name.startswith("features.")
     }
-    # torchvision's detectors have other BatchNorms than the classifier; with this they answer the same.
+    if "features.1.conv.0.0.weight" in state:  # MobileNetV2, whose last convolution serves the classifier alone
+        return {name: value for name, value in of_body.items() if not name.startswith("backbone.body.18.")}
+    # torchvision's detectors have other BatchNorms than MobileNetV3; with this they answer the same.
     return {
         name: value + (_EPS_MOBILENET - _EPS) if name.endswith("running_var") else value
         for name, value in of_body.items()

@@ -9,11 +9,12 @@ by 16 are halved upwards, and the surplus row or column is cut off again on the 
 convolution: the paper has none, and trained for ten hours; with it some hundred steps are enough, and the paper's
 dropout is left out. `UNet(…, norm=False)` is without.
 
-`unet_resnet34` contracts by torchvision's ResNet-34, which can start from its ImageNet weights.
+`unet_resnet34` and `unet_mobilenet_v2` contract by torchvision's ResNet-34 and MobileNetV2, which can start from their
+ImageNet weights.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,9 @@ from torch import Tensor, cat, nn
 from torch.nn.functional import interpolate
 
 from models.card import Card
-from models.nets import class_maps
+from models.nets import backbone, class_maps
+from models.nets.backbone import Backbone
 from models.nets.parts import Parts
-
-if TYPE_CHECKING:
-    from torchvision.models import ResNet
 
 IGNORED_PREFIXES = ()
 
@@ -34,6 +33,9 @@ WIDTH = 64  # channels at the full size; doubled whenever the image is halved
 
 _RESNET_CHANNELS = (64, 64, 128, 256, 512)  # of ResNet-34 at 1/2, 1/4, 1/8, 1/16 and 1/32
 _LAST_CHANNELS = 32  # of the expanding path behind it, at the full size
+_MOBILENET_CHANNELS = (16, 24, 32, 96, 320)  # of MobileNetV2, at the same sizes
+_MOBILENET_EXPANDED = (128, 64, 48, 32)  # of the expanding path behind it, from 1/16 to 1/2
+_MOBILENET_LAST_CHANNELS = 16
 
 
 class DoubleConvolution(nn.Sequential):
@@ -97,38 +99,71 @@ class UNet(nn.Module):
         return self.classify(features)
 
 
-class ResNetUNet(nn.Module):
-    """The same around a ResNet-34, whose first map has half the image's sides: the last expansion joins nothing."""
+class _EncoderUNet(nn.Module):
+    """The same around a classifier, whose first map has half the image's sides: the last expansion joins nothing.
 
-    def __init__(self, outputs: int):
+    images [batch, 3, height, width] → logits [batch, outputs, height, width], of any size.
+    """
+
+    def __init__(self, encoder: nn.Module, channels: Sequence[int], expanded: Sequence[int], last: int, outputs: int):
+        """channels: of what `maps` gives; expanded: of the expansions at 1/16 to 1/2; last: at the full size."""
         super().__init__()
-        from torchvision.models import resnet34
-
-        self.encoder: ResNet = resnet34(weights=None)
-        del self.encoder.avgpool, self.encoder.fc
-        *joined, deepest = _RESNET_CHANNELS
+        self.encoder: Any = encoder
+        *joined, deepest = channels
         self.expand = nn.ModuleList(
-            Expansion(deep, seen, seen, learned=False)
-            for seen, deep in zip(joined[::-1], (deepest, *joined[:0:-1]), strict=True)
+            Expansion(deep, seen, after, learned=False)
+            for seen, deep, after in zip(joined[::-1], (deepest, *expanded[:-1]), expanded, strict=True)
         )
-        self.sharpen = DoubleConvolution(joined[0], _LAST_CHANNELS)
-        self.classify = nn.Conv2d(_LAST_CHANNELS, outputs, 1)
+        self.sharpen = DoubleConvolution(expanded[-1], last)
+        self.classify = nn.Conv2d(last, outputs, 1)
         for module in (self.expand, self.sharpen, self.classify):
             _initialise(module)
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What the classifier sees at 1/2, 1/4, 1/8, 1/16 and 1/32 of the sides, rounded upwards."""
+        raise NotImplementedError
+
     def forward(self, images: Tensor) -> Tensor:
-        """images [batch, 3, height, width] → logits [batch, outputs, height, width], of any size."""
+        """See the class."""
+        seen = self.maps(images)
+        features = seen.pop()
+        for expand in self.expand:
+            features = expand(features, seen.pop())
+        features = interpolate(features, scale_factor=2, mode="nearest")[:, :, : images.shape[2], : images.shape[3]]
+        return self.classify(self.sharpen(features))
+
+
+class ResNetUNet(_EncoderUNet):
+    """Around a ResNet-34."""
+
+    def __init__(self, outputs: int):
+        from torchvision.models import resnet34
+
+        encoder = resnet34(weights=None)
+        del encoder.avgpool, encoder.fc
+        super().__init__(encoder, _RESNET_CHANNELS, _RESNET_CHANNELS[-2::-1], _LAST_CHANNELS, outputs)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """See _EncoderUNet."""
         encoder = self.encoder
         seen = [encoder.relu(encoder.bn1(encoder.conv1(images)))]  # [batch, 64, ⌈height/2⌉, ⌈width/2⌉]
         features = encoder.maxpool(seen[0])
         for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
             features = stage(features)
             seen.append(features)
-        features = seen.pop()
-        for expand in self.expand:
-            features = expand(features, seen.pop())
-        features = interpolate(features, scale_factor=2, mode="nearest")[:, :, : images.shape[2], : images.shape[3]]
-        return self.classify(self.sharpen(features))
+        return seen
+
+
+class MobileNetUNet(_EncoderUNet):
+    """Around a MobileNetV2 without its last convolution, which serves the classes of ImageNet alone."""
+
+    def __init__(self, outputs: int):
+        encoder = Backbone("mobilenet_v2")
+        super().__init__(encoder, _MOBILENET_CHANNELS, _MOBILENET_EXPANDED, _MOBILENET_LAST_CHANNELS, outputs)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """See _EncoderUNet."""
+        return self.encoder.maps(images)
 
 
 def _initialise(network: nn.Module) -> None:
@@ -140,10 +175,16 @@ def _initialise(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+_BUILDERS: dict[str, Callable[[int], nn.Module]] = {
+    "unet": lambda outputs: UNet(outputs, WIDTH),
+    "unet_resnet34": ResNetUNet,
+    "unet_mobilenet_v2": MobileNetUNet,
+}
+
+
 def build(builder: str, num_classes: int) -> nn.Module:
     """An untrained network that gives logits [batch, 1 + num_classes, height, width]."""
-    network = ResNetUNet(1 + num_classes) if builder == "unet_resnet34" else UNet(1 + num_classes, WIDTH)
-    return network.eval()
+    return _BUILDERS[builder](1 + num_classes).eval()
 
 
 build_for_training = build  # nothing of it serves training alone
@@ -151,18 +192,20 @@ build_for_training = build  # nothing of it serves training alone
 
 def parts(network: nn.Module, builder: str) -> Parts:
     """The last layer is the head, the expanding path the neck."""
+    if isinstance(network, UNet):
+        stages: tuple[tuple[str, ...], ...] = tuple((f"contract.{level}",) for level in range(len(network.contract)))
+        return Parts(("classify",), stages, ("expand",))
     if isinstance(network, ResNetUNet):
-        stages: tuple[tuple[str, ...], ...] = (
-            ("encoder.conv1", "encoder.bn1"),
-            *((f"encoder.layer{number}",) for number in range(1, 5)),
-        )
-        return Parts(("classify",), stages, ("expand", "sharpen"))
-    assert isinstance(network, UNet)
-    return Parts(("classify",), tuple((f"contract.{level}",) for level in range(len(network.contract))), ("expand",))
+        stages = (("encoder.conv1", "encoder.bn1"), *((f"encoder.layer{number}",) for number in range(1, 5)))
+    else:
+        stages = backbone.stages("mobilenet_v2", "encoder")
+    return Parts(("classify",), stages, ("expand", "sharpen"))
 
 
 def backbone_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters of an ImageNet ResNet under the names that they have in its U-Net, without its last layer."""
+    """The parameters of an ImageNet classifier under the names that they have in its U-Net, without its last layer."""
+    if any(name.startswith("features.") for name in state):
+        return backbone.backbone_state(state, "encoder")
     return {f"encoder.{name}": value for name, value in state.items() if not name.startswith("fc.")}
 
 
