@@ -47,7 +47,6 @@ def options(description: str, folder: str, **defaults: Any) -> argparse.Argument
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float, help="by default that of pixelmill train")
     parser.add_argument("--augment", choices=("none", "light", "strong"), help="by default that of pixelmill train")
-    parser.add_argument("--invert", action="store_true", help="show half of the training images as negatives")
     parser.add_argument("--ema", type=float, help="by default that of pixelmill train")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epoch: does it run?")
     parser.set_defaults(**defaults)
@@ -114,7 +113,6 @@ def _settings(arguments: argparse.Namespace, name: str, mode: str, seed: int) ->
         weights=weights,
         epochs=QUICK_EPOCHS if arguments.quick else arguments.epochs,
         seed=seed,
-        invert=arguments.invert,
         **chosen,
     )
 

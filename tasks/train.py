@@ -197,9 +197,7 @@ def _train(
     task = task_module(plan.card.task)
     learner = task.learner(plan.network, plan.parts, plan.card, plan.recipe)
     of_detectors = {"mosaic": True} if plan.recipe.mosaic else {}
-    augmentation = task.augmentation(
-        plan.recipe.augment, plan.card.input, plan.recipe.flip, plan.recipe.invert, **of_detectors
-    )
+    augmentation = task.augmentation(plan.recipe.augment, plan.card.input, plan.recipe.flip, **of_detectors)
     folder = training_folder(plan.key)
     if not settings.resume:
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,6 @@ from models.learning.augment import augmentation, image_seed
 from models.learning.learner import task_module
 from models.records import Task
 from tasks.photographs import encode_png
-from tests.tiny_rcnn import target
 
 RULE = ResizeRule("crop", 56, 56, short_side=64)
 TARGET = object()
@@ -93,25 +92,6 @@ def test_images_are_mirrored_only_where_that_is_allowed(name, flip):
     ends = [vary(ramp, None, seed)[0].float().mean(dim=(0, 1)) for seed in range(60)]
     mirrored = sum(bool(end[5:20].mean() > end[-20:-5].mean()) for end in ends)
     assert 18 < mirrored < 42 if flip else mirrored == 0
-
-
-@pytest.mark.parametrize("name", ["light", "strong"])
-@pytest.mark.parametrize("invert", [True, False])
-@pytest.mark.parametrize("task", [Task.CLASSIFY, Task.SEMANTIC, Task.DETECT, Task.INSTANCE])
-def test_negatives_are_shown_only_where_they_are_asked_for(name, invert, task):
-    rule = ResizeRule("letterbox", 56, 56, pad_rgb=(30, 30, 30))
-    vary = task_module(task).augmentation(name, rule, invert=invert)
-    side = vary.training_rule.height
-    dark = torch.full((3, side, side), 30, dtype=torch.uint8)
-    given = target([(4, 4, 40, 40)], [0]) if task in (Task.DETECT, Task.INSTANCE) else torch.ones(side, side)
-    medians = [float(vary(dark, given, seed)[0].float().median()) for seed in range(60)]
-    negatives = sum(median > 128 for median in medians)
-    assert 18 < negatives < 42 if invert else negatives == 0
-    assert (dark == 30).all(), "the prepared image is cached, and must stay as it is"
-
-
-def test_negatives_change_nothing_where_nothing_is_varied():
-    assert isinstance(augmentation("none", RULE, invert=True), augment.Unvaried)
 
 
 def test_strong_changes_more_than_light_and_light_is_moderate():

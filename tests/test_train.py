@@ -138,7 +138,7 @@ def test_a_training_is_published_and_the_same_again_finds_it(mill):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, DETECTOR | {"invert": True, "mosaic": True, "multi_scale": True, "ema": 0.9}],
+    [{}, DETECTOR | {"mosaic": True, "multi_scale": True, "ema": 0.9}],
     ids=["classifier", "detector"],
 )
 def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(mill, changes):

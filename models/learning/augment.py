@@ -80,14 +80,14 @@ VARIATIONS: dict[Augment, Variation | None] = {
 }
 
 
-def augmentation(name: Augment, rule: ResizeRule, flip: bool = True, invert: bool = False) -> Augmentation:
+def augmentation(name: Augment, rule: ResizeRule, flip: bool = True) -> Augmentation:
     """The named variation of images whose target does not change with them, such as the class of the whole image.
 
-    rule: of the network. flip: mirror half of the images; wrong where left and right differ, as in text. invert: show
-    half of them as negatives. `none` gives what the network is given in use.
+    rule: of the network. flip: mirror half of the images; wrong where left and right differ, as in text. `none` gives
+    what the network is given in use.
     """
     variation = VARIATIONS[name]
-    return Unvaried(rule) if variation is None else Varied(rule, variation, flip, invert)
+    return Unvaried(rule) if variation is None else Varied(rule, variation, flip)
 
 
 class Unvaried:
@@ -104,12 +104,12 @@ class Unvaried:
 class Varied:
     """An Augmentation: a part of the image, perhaps mirrored, in other colours, and what else the variation wants."""
 
-    def __init__(self, rule: ResizeRule, variation: Variation, flip: bool, invert: bool):
+    def __init__(self, rule: ResizeRule, variation: Variation, flip: bool):
         self.training_rule = enlarged(rule, variation.enlarge)
         self._size_hw = [rule.height, rule.width]
         self._interpolation = InterpolationMode(rule.interpolation)
         self._variation = variation
-        self._flip, self._invert = flip, invert
+        self._flip = flip
 
     def __call__(self, image: Tensor, target: Any, seed: int) -> tuple[Tensor, Any]:
         """See Augmentation."""
@@ -122,7 +122,7 @@ class Varied:
         )  # [3, height, width]
         if self._flip and drawn.random() < 0.5:
             image = F.horizontal_flip(image)
-        image = random_colours(drawn, image, variation.colour, self._invert)
+        image = random_colours(drawn, image, variation.colour)
         for number in drawn.choice(len(_OPERATIONS), variation.operations, replace=False):
             image = _OPERATIONS[number](image, drawn.uniform(-1, 1))
         if drawn.random() < variation.erase:
@@ -154,11 +154,8 @@ def random_crop(
     return int(drawn.integers(height - rows + 1)), int(drawn.integers(width - columns + 1)), rows, columns
 
 
-def random_colours(drawn: Generator, image: Tensor, amount: float, invert: bool) -> Tensor:
-    """Brightness, contrast and saturation of an image uint8 [3, rows, columns], each times up to 1 ± amount; of its
-    negative in half of the cases, if `invert`."""
-    if invert and drawn.random() < 0.5:
-        image = 255 - image
+def random_colours(drawn: Generator, image: Tensor, amount: float) -> Tensor:
+    """Brightness, contrast and saturation of an image uint8 [3, rows, columns], each times up to 1 ± amount."""
     for adjust in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
         image = adjust(image, 1 + amount * drawn.uniform(-1, 1))
     return image

@@ -40,29 +40,27 @@ OF_OBJECTS: dict[Augment, Variation] = {
 }
 
 
-def augmentation(
-    name: Augment, rule: ResizeRule, flip: bool = True, invert: bool = False, mosaic: bool = False
-) -> Augmentation:
+def augmentation(name: Augment, rule: ResizeRule, flip: bool = True, mosaic: bool = False) -> Augmentation:
     """The named variation of images of objects (models.learning.moved_objects); see models.learning.augment.
 
-    rule: of the network. flip: mirror half of the images. invert: show half of them as negatives. mosaic: show several
-    images in one, until shortly before the end; the light variation does so with half of the images, the strong one
-    with most, and mixes some. `none` gives what the network is given in use.
+    rule: of the network. flip: mirror half of the images. mosaic: show several images in one, until shortly before the
+    end; the light variation does so with half of the images, the strong one with most, and mixes some. `none` gives
+    what the network is given in use.
     """
     variation = VARIATIONS[name]
     if variation is None:
         return Unvaried(rule)
-    alone = VariedObjects(rule, variation, OF_OBJECTS[name], flip, invert)
+    alone = VariedObjects(rule, variation, OF_OBJECTS[name], flip)
     return MixedObjects(alone) if mosaic else alone
 
 
 class VariedObjects:
     """An Augmentation: a part of one image, perhaps mirrored and warped, in other colours."""
 
-    def __init__(self, rule: ResizeRule, variation: WholeVariation, of_objects: Variation, flip: bool, invert: bool):
+    def __init__(self, rule: ResizeRule, variation: WholeVariation, of_objects: Variation, flip: bool):
         self.training_rule = enlarged(rule, variation.enlarge)
         self.rule, self.of_objects = rule, of_objects
-        self._variation, self._flip, self._invert = variation, flip, invert
+        self._variation, self._flip = variation, flip
 
     def __call__(self, image: Tensor, target: Objects, seed: int) -> tuple[Tensor, Objects]:
         """See Augmentation; target: the objects in pixels of `image`."""
@@ -86,7 +84,7 @@ class VariedObjects:
                 drawn, self.of_objects.degrees, self.of_objects.shear, (self.rule.height, self.rule.width)
             )
             image, target = warp(Shown(image, target), matrix, self.rule.pad_rgb)
-        return Shown(random_colours(drawn, image, self._variation.colour, self._invert), target)
+        return Shown(random_colours(drawn, image, self._variation.colour), target)
 
 
 class MixedObjects:

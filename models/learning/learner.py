@@ -13,7 +13,7 @@ from models.records import Task
 # Task → the module of models.learning with its functions:
 #   targets(images, annotations, classes) → one target per row of `images` (Arrow tables of models.dataset)
 #   placed(target, geometry, size_hw) → the target in an input of that size; where it moves with its image
-#   augmentation(name, rule, flip, invert) → see models.learning.augment; of detectors also with `mosaic`
+#   augmentation(name, rule, flip) → see models.learning.augment; of detectors also with `mosaic`
 #   learner(network, parts, card, recipe) → a Learner
 LEARNERS: dict[Task, str] = {
     Task.CLASSIFY: "classification",

@@ -25,7 +25,6 @@ class Recipe:
     unfreeze_epochs: int = 0
     augment: Augment = "light"
     flip: bool = True
-    invert: bool = False
     mosaic: bool = False
     multi_scale: bool = False
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -116,7 +115,6 @@ def resolve(settings: Training) -> Recipe:
         unfreeze_epochs=settings.unfreeze_epochs,
         augment=settings.augment or defaults.augment,
         flip=settings.flip,
-        invert=settings.invert,
         mosaic=settings.mosaic,
         multi_scale=settings.multi_scale,
         optimizer=settings.optimizer,

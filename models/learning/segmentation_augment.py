@@ -38,24 +38,23 @@ VARIATIONS: dict[Augment, Variation | None] = {
 }
 
 
-def augmentation(name: Augment, rule: ResizeRule, flip: bool = True, invert: bool = False) -> Augmentation:
+def augmentation(name: Augment, rule: ResizeRule, flip: bool = True) -> Augmentation:
     """The named variation of images whose targets are maps of classes; see models.learning.augment.
 
-    rule: of the network. flip: mirror half of the images. invert: show half of them as negatives. `none` gives what the
-    network is given in use.
+    rule: of the network. flip: mirror half of the images. `none` gives what the network is given in use.
     """
     variation = VARIATIONS[name]
-    return Unvaried(rule) if variation is None else VariedMap(rule, variation, flip, invert)
+    return Unvaried(rule) if variation is None else VariedMap(rule, variation, flip)
 
 
 class VariedMap:
     """An Augmentation. The same seed gives the same image and map."""
 
-    def __init__(self, rule: ResizeRule, variation: Variation, flip: bool, invert: bool):
+    def __init__(self, rule: ResizeRule, variation: Variation, flip: bool):
         self.training_rule = enlarged(rule, variation.enlarge)
         self._rule = rule
         self._variation = variation
-        self._flip, self._invert = flip, invert
+        self._flip = flip
 
     def __call__(self, image: Tensor, target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """See Augmentation; target: the map uint8 [rows, columns] of the image without its padding.
@@ -72,7 +71,7 @@ class VariedMap:
 
         piece = F.resize(image[:, y, x], size_hw, InterpolationMode(rule.interpolation), antialias=True)
         varied = image.new_tensor(rule.pad_rgb)[:, None, None].repeat(1, rule.height, rule.width)  # [3, height, width]
-        varied[:, out_y, out_x] = random_colours(drawn, piece, variation.colour, self._invert)
+        varied[:, out_y, out_x] = random_colours(drawn, piece, variation.colour)
         varied_target = target.new_full((rule.height, rule.width), IGNORED)
         varied_target[out_y, out_x] = F.resize(target[None, y, x], size_hw, InterpolationMode.NEAREST_EXACT)[0]
         if self._flip and drawn.random() < 0.5:

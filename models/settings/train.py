@@ -57,10 +57,6 @@ class Training(Settings):
     flip: Annotated[
         bool, Field(description="Mirror training images; switch off where left and right differ, as in text.")
     ] = True
-    invert: Annotated[
-        bool,
-        Field(description="Show half of the training images as negatives; where what is light here is dark there."),
-    ] = False
     mosaic: Annotated[
         bool, Field(description="Detectors: show several training images in one, until shortly before the end.")
     ] = False
