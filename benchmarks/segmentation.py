@@ -1,6 +1,6 @@
 """What segmenters learn from some sixty microscope images in some minutes: U-Net by pixels, Mask R-CNN by objects.
 
-    python -m benchmarks.segmentation FOLDER --models unet_mobilenet_v2 --ema 0.97 [--invert] [--seeds 0 1 2]
+    python -m benchmarks.segmentation FOLDER --models unet_mobilenet_v2 --ema 0.97 [--seeds 0 1 2]
     python -m benchmarks.segmentation FOLDER --models maskrcnn_mobilenet_v2 --epochs 16 --batch-size 2 --lr 0.001
     python -m benchmarks.segmentation FOLDER --models unet_resnet34 --modes scratch
 
