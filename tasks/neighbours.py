@@ -17,8 +17,11 @@ from tasks.storage import normalise, open_storage
 from tasks.table import Table
 
 _MEMORY = "1GB"
-# Both are distances: 0 for the image itself.
-_DISTANCE = {"cosine": "array_cosine_distance", "l2": "array_distance"}
+# Of a row's vector v from the vector q, whose length is 1 for cosine.
+_DISTANCE = {
+    "cosine": "greatest(0, 1 - array_inner_product(v, q) / sqrt(array_inner_product(v, v)))",
+    "l2": "array_distance(v, q)",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Neighbours:
     by: str  # cosine or l2
     in_table: bool  # else the model embedded it now
     compared: int  # rows with an embedding
-    neighbours: list[Neighbour]  # nearest first; of equal distance, by URI
+    neighbours: list[Neighbour]  # nearest first; of equal distance the image itself, then by URI
 
 
 def find_neighbours(store: str, settings: NeighboursSettings) -> Neighbours:
@@ -71,7 +74,7 @@ def find_neighbours(store: str, settings: NeighboursSettings) -> Neighbours:
             model=model,
             by=settings.by,
             in_table=in_table,
-            **_nearest(connection, rows, model, vector, settings),
+            **_nearest(connection, rows, model, image, vector, settings),
         )
 
 
@@ -92,6 +95,7 @@ def _nearest(
     connection: duckdb.DuckDBPyConnection,
     rows: str,
     model: str,
+    image: str,
     vector: np.ndarray,  # [d]
     settings: NeighboursSettings,
 ) -> dict:
@@ -99,11 +103,14 @@ def _nearest(
     of_size = f"FLOAT[{len(vector)}]"
     where = f"model = ? AND status = '{Status.OK}' AND embedding IS NOT NULL AND len(embedding) = {len(vector)}"
     (compared,) = connection.execute(f"SELECT count(*) FROM {rows} WHERE {where}", [model]).fetchall()[0]
+    query = vector / np.linalg.norm(vector) if settings.by == "cosine" else vector
+    # A vector of zeros has no direction to compare.
+    has_direction = "array_inner_product(v, v) > 0" if settings.by == "cosine" else "true"
     nearest = connection.execute(
-        f"SELECT image, {_DISTANCE[settings.by]}(embedding::{of_size}, ?::{of_size}) AS distance, anomaly "
-        f"FROM {rows} WHERE {where} AND distance IS NOT NULL AND NOT isnan(distance) "
-        "ORDER BY distance, image LIMIT ?",
-        [vector.tolist(), model, settings.count],
+        f"SELECT image, {_DISTANCE[settings.by]} AS distance, anomaly "
+        f"FROM (SELECT image, anomaly, embedding::{of_size} AS v, ?::{of_size} AS q FROM {rows} WHERE {where}) "
+        f"WHERE {has_direction} ORDER BY distance, image <> ?, image LIMIT ?",
+        [query.tolist(), model, image, settings.count],
     ).fetchall()
     return {"compared": compared, "neighbours": [Neighbour(*row) for row in nearest]}
 
