@@ -197,8 +197,8 @@ def test_a_network_that_makes_one_image_of_everything_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("published", "read_as", "message"),
     [
-        pytest.param("generate", "conditional", "expected the input latent.*labels.*the file has latent", id="labels"),
-        pytest.param("translate", "generate", "expected the input latent.*the file has images", id="images"),
+        pytest.param("generate", "conditional", "expected the inputs latent.*labels.*the file has latent", id="labels"),
+        pytest.param("translate", "generate", "expected the one input latent.*the file has images", id="images"),
         pytest.param("embed", "translate", "a translate model needs the output images_out", id="output"),
     ],
 )

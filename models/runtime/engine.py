@@ -174,7 +174,8 @@ def check_contract(session, card: Card) -> None:
     if {name: (kind, shape[1:]) for name, (kind, shape) in found.items()} != expected:
         want = "; ".join(f"{name}: {kind} {['batch', *shape]}" for name, (kind, shape) in expected.items())
         have = "; ".join(f"{name}: {kind} {shape}" for name, (kind, shape) in found.items())
-        raise ModelError(f"{card.reference}: expected the input {want}, the file has {have}".replace("'", ""))
+        which = "one input" if len(expected) == 1 else "inputs"
+        raise ModelError(f"{card.reference}: expected the {which} {want}, the file has {have}".replace("'", ""))
     for _, shape in found.values():
         if isinstance(shape[0], int):
             raise ModelError(
