@@ -172,10 +172,12 @@ def check_contract(session, card: Card) -> None:
     found = {i.name: (i.type, list(i.shape)) for i in session.get_inputs()}
     expected = _inputs_of(card)
     if {name: (kind, shape[1:]) for name, (kind, shape) in found.items()} != expected:
-        want = "; ".join(f"{name}: {kind} {['batch', *shape]}" for name, (kind, shape) in expected.items())
+        want = "; ".join(
+            f"{name}: {kind} [{', '.join(map(str, ['batch', *shape]))}]" for name, (kind, shape) in expected.items()
+        )
         have = "; ".join(f"{name}: {kind} {shape}" for name, (kind, shape) in found.items())
         which = "one input" if len(expected) == 1 else "inputs"
-        raise ModelError(f"{card.reference}: expected the {which} {want}, the file has {have}".replace("'", ""))
+        raise ModelError(f"{card.reference}: expected the {which} {want}, the file has {have}")
     for _, shape in found.values():
         if isinstance(shape[0], int):
             raise ModelError(
