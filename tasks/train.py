@@ -32,7 +32,14 @@ from tasks import registry
 from tasks.datasets import datasets
 from tasks.storage import normalise
 from tasks.table import write_parquet
-from tasks.training_images import TrainingImages, image_files, labels_of_objects, training_images
+from tasks.training_images import (
+    TrainingImages,
+    image_files,
+    labels_of_objects,
+    training_annotations,
+    training_images,
+    with_extra_data,
+)
 from tasks.work import cores
 
 if TYPE_CHECKING:
@@ -69,6 +76,7 @@ class _Plan:
     """All that is decided before the first step."""
 
     dataset: Dataset
+    extra: tuple[Dataset, ...]  # whose training images are among those of `images`
     images: TrainingImages
     card: Card  # without weights
     network: "nn.Module"  # with the weights to start from
@@ -131,6 +139,7 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     dataset = datasets.resolve(store, settings.dataset)
     entry = catalog.entry(settings.model)
     images = training_images(store, dataset, entry.task)
+    images, extra = with_extra_data(store, images, dataset, settings.extra_data, entry.task)
 
     from models.learning.precision import arithmetic
     from models.learning.recipe import resolve
@@ -168,8 +177,10 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
         "recipe": asdict(recipe),
         "devices": [device.partition(":")[0] for device in devices],
     }
+    if extra:
+        decisive["extra_data"] = [each.reference for each in extra]
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:24]
-    return _Plan(dataset, images, card, network, parts, recipe, devices, start.source, key)
+    return _Plan(dataset, extra, images, card, network, parts, recipe, devices, start.source, key)
 
 
 def _find(store: str, settings: TrainSettings, plan: _Plan, report: Report) -> Card | None:
@@ -213,7 +224,7 @@ def _train(
         plan.start,
         " and ".join(plan.devices),
     )
-    annotations = datasets.read_annotations(store, plan.dataset)
+    annotations = training_annotations(store, [plan.dataset, *plan.extra])
     val = _samples(plan, plan.images.val, annotations, None)
     fitted = fit(
         learner,
@@ -268,8 +279,8 @@ def _publish(
             logger.info("%s is already in the store: other settings led to the same weights", existing.reference)
             return existing, False
         if settings.export:
-            paths[ONNX_FILE] = Path(scratch, ONNX_FILE)
-            card = _export(store, plan.dataset, card, network, val, paths[ONNX_FILE], report)
+            card, graphs = _export(store, plan.dataset, card, network, val, Path(scratch), report)
+            paths |= graphs
         return registry.publish(store, card, paths), True
 
 
@@ -279,22 +290,19 @@ def _export(
     card: Card,
     network: "nn.Module",
     val: "Samples",
-    onnx_path: Path,
+    folder: Path,
     report: Report,
-) -> Card:
-    """Writes the graph, and returns the card with what was compared and measured."""
-    from models.runtime.export import export_onnx
-    from models.runtime.parity import check_parity
+) -> tuple[Card, dict[str, Path]]:
+    """Writes the graphs, and returns the card with what was compared and measured, and the files by name."""
+    from models.runtime.publishable import export_graphs
     from tasks.evaluate import measure_all
 
     family = catalog.entry(card.architecture).family_module()
     images, names = _real_images(val)
-    report(Step(f"exporting {card.reference}", 0, None))
-    export_onnx(family.graph(network, card), card, onnx_path, images[:2])
-    report(Step("comparing the export with PyTorch", 0, None))
-    parity = check_parity(network, family, card, onnx_path, images)
-    card = replace(card, parity={"images": names, **parity})
-    return replace(card, metrics=measure_all(card, onnx_path, store, dataset, report))
+    report(Step(f"exporting {card.reference}, and comparing it with PyTorch", 0, None))
+    graphs, parity = export_graphs(network, family, card, images, names, folder)
+    card = replace(card, parity=parity)
+    return replace(card, metrics=measure_all(card, graphs[ONNX_FILE], store, dataset, report)), graphs
 
 
 def _real_images(samples: "Samples") -> tuple[NDArray[np.uint8], list[str]]:
@@ -330,7 +338,7 @@ def _samples(
     return Samples(
         names=images.column("image").to_pylist(),
         targets=task.targets(images, annotations, plan.card.labels),
-        read=image_files(plan.dataset, images),
+        read=image_files(plan.dataset, images, plan.extra),
         rule=plan.card.input,
         augmentation=augmentation,
         groups=[plan.card.labels.index(label) for label in labels] if is_classified else None,
@@ -343,9 +351,11 @@ def _samples(
 
 def _record(plan: _Plan, fitted: "Fitted") -> dict[str, Any]:
     """What the card says of the training; the same in every run, so that exports are, too."""
+    extra = {"extra_data": [each.reference for each in plan.extra]} if plan.extra else {}
     return {
         "key": plan.key,
         "dataset": plan.dataset.reference,
+        **extra,
         "start": plan.start,
         "settings": asdict(plan.recipe) | {"lr": fitted.lr},
         "devices": list(plan.devices),
