@@ -37,6 +37,9 @@ class Recipe:
     patience: int = 0
     balance: bool = False
     precision: Arithmetic = "fp32"
+    critic_steps: int = 1
+    penalty: float = 0.0
+    clip_weights: float = 0.0
     seed: int = 0
 
 
