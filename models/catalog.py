@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from models.nets.pretrained import Pretrained
 
 _TELLING_APART = (Task.CLASSIFY, Task.DETECT, Task.INSTANCE, Task.SEMANTIC)
-_NOT_SHIPPED: tuple[Task, ...] = ()  # nobody publishes trained weights for these
+_NOT_SHIPPED = (Task.GENERATE, Task.TRANSLATE, Task.EMBED)  # nobody publishes trained weights for these
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,13 @@ def _segmenter(family: str, builder: str, backbone: str | None = None, weights: 
     return Entry(Task.SEMANTIC, family, builder, weights, rule, backbone=backbone)
 
 
+def _gan(builder: str, is_conditional: bool = False) -> Entry:
+    # The whole middle of an image: what is made has its proportions, and no padding.
+    rule = ResizeRule("crop", 32, 32, short_side=32)
+    sizes = (32, 64, 128)
+    return Entry(Task.GENERATE, "gan", builder, input=rule, sizes=sizes, is_conditional=is_conditional)
+
+
 CATALOG: dict[str, Entry] = {
     "resnet18": _classifier("resnet18", "IMAGENET1K_V1"),
     "resnet34": _classifier("resnet34", "IMAGENET1K_V1"),
@@ -135,6 +142,9 @@ CATALOG: dict[str, Entry] = {
     "deeplabv3_resnet50": _segmenter("segmenters", "deeplabv3_resnet50", "resnet50", "COCO_WITH_VOC_LABELS_V1"),
     "unet": _segmenter("unet", "unet"),
     "unet_resnet34": _segmenter("unet", "unet_resnet34", "resnet34"),
+    "dcgan": _gan("dcgan"),
+    "wgan_gp": _gan("wgan_gp"),
+    "conditional_gan": _gan("conditional_gan", is_conditional=True),
 }
 
 
