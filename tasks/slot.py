@@ -125,9 +125,7 @@ def run(config: SlotConfig, events: Events, commands: TextIO) -> None:
     predictor = Predictor(card, engine, score=config.score, top_k=config.top_k)
     limits = Limits(max_pixels=config.max_pixels)
     tiling = None
-    if (
-        config.tile is not None
-    ):  # objects may be larger than a tile; maps and images are sharper in tiles
+    if config.tile is not None:  # objects may be larger than a tile; maps and images are sharper in tiles
         and_whole = card.task not in (Task.SEMANTIC, Task.TRANSLATE)
         tiling = Tiling(config.tile, config.overlap, and_whole)
     preparer: type = Preparer
