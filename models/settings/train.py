@@ -132,5 +132,9 @@ class TrainSettings(Training):
     """What to train on what, and how."""
 
     dataset: Annotated[str, Field(min_length=1, description="NAME (newest version) or NAME@VERSION of a data set.")]
+    extra_data: Annotated[
+        str | None,
+        Field(description="Other data sets, with commas, whose training images are learned from too, e.g. generated."),
+    ] = None
     name: StoreName
     export: Annotated[bool, Field(description="Export to ONNX at the end, and publish only if it agrees.")] = True
