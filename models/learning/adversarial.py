@@ -8,8 +8,8 @@ Wasserstein     (Arjovsky et al., arXiv 1701.07875)    D: s_z - s_x             
 hinge           (Miyato et al., arXiv 1802.05957)      D: max(0, 1 - s_x) + max(0, 1 + s_z) G: -s_z
 
 and a Wasserstein critic also the gradient penalty (models.nets.gan), or else its weights are clipped. Two time scales
-(TTUR; Heusel et al., arXiv 1706.08500): the discriminator learns at a rate of its own, so that it follows the generator
-with as few steps. Both use Adam with a first moment of .5 or 0: what the other network has learned meanwhile makes
+(TTUR; Heusel et al., arXiv 1706.08500): the discriminator learns at a rate of its own, and neither runs away from the
+other. Both use Adam with a first moment of .5 or 0: what the other network has learned meanwhile makes
 momentum harmful. The generator that is kept is an average over the updates, as the last one alone is a matter of luck.
 
 No loss says how good the images are. After each epoch the judge compares made images with those of the validation
@@ -69,12 +69,15 @@ class Method:
     is_critic: bool = False  # its slope is to be bounded by a penalty or by clipping
 
 
+# The rates: on 1,300 digits of 32 pixels, conditional, a discriminator that learns as fast as the generator, or twice as fast, soon
+# tells all images apart, and 250 updates later the generator still makes one grey image for all latents; at four
+# tenths of its rate it makes digits by then.
 METHODS: dict[str, Method] = {
     "dcgan": Method(
         lambda real, made: (softplus(-real) + softplus(made)).mean(),
         lambda made: softplus(-made).mean(),
         betas=(0.5, 0.999),
-        rate_factor=1.0,
+        rate_factor=0.4,
     ),
     "wgan_gp": Method(
         lambda real, made: (made - real).mean(),
@@ -86,8 +89,8 @@ METHODS: dict[str, Method] = {
     "conditional_gan": Method(
         lambda real, made: (relu(1 - real) + relu(1 + made)).mean(),
         lambda made: -made.mean(),
-        betas=(0.0, 0.9),
-        rate_factor=2.0,
+        betas=(0.5, 0.999),
+        rate_factor=0.4,
     ),
 }
 

@@ -86,9 +86,9 @@ _DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
         "scratch": _Defaults(epochs=60, batch_size=8, lr=2e-3, augment="light"),
     },
     Task.GENERATE: {
-        "features": _Defaults(epochs=40, batch_size=32, lr=4e-4, augment="light", ema=0.99),
-        "finetune": _Defaults(epochs=40, batch_size=32, lr=4e-4, augment="light", ema=0.99),
-        "scratch": _Defaults(epochs=60, batch_size=32, lr=4e-4, augment="light", ema=0.99),
+        "features": _Defaults(epochs=40, batch_size=32, lr=5e-4, augment="none", ema=0.99),
+        "finetune": _Defaults(epochs=40, batch_size=32, lr=5e-4, augment="none", ema=0.99),
+        "scratch": _Defaults(epochs=60, batch_size=32, lr=1e-3, augment="none", ema=0.99),
     },
 }
 _CRITIC_STEPS = {"wgan_gp": 5}  # Arjovsky et al., algorithm 1

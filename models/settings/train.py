@@ -56,7 +56,7 @@ class Training(Settings):
         Augment | None,
         Field(
             description="How much training images are varied; by default light, for a classifier's features none. Of "
-            "generators real and made ones, differentiably (DiffAugment); strong for a few hundred images."
+            "generators none; else real and made ones, differentiably (DiffAugment), for a few hundred images or less."
         ),
     ] = None
     flip: Annotated[
