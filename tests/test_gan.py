@@ -193,6 +193,16 @@ def test_the_generator_learns_once_in_critic_steps_updates():
     assert not torch.equal(before["generator.layers.0.weight"], state(learning)["generator.layers.0.weight"])
 
 
+def test_two_time_scales():
+    """Each network takes its first step by Adam, which is as long as its rate."""
+    learning = learner("wgan_gp")
+    before = state(learning)
+    updates_of(learning, "wgan_gp", critic_lr_factor=4.0).update([batch("wgan_gp")], 1e-3, 1, 1)
+    moved = {name: (value - before[name]).abs().max().item() for name, value in state(learning).items()}
+    assert moved["discriminator.judge.weight"] == pytest.approx(4e-3, rel=0.01)
+    assert moved["generator.layers.0.weight"] == pytest.approx(1e-3, rel=0.01)
+
+
 def test_clipped_weights_stay_within_and_take_the_penaltys_place():
     learning = learner("wgan_gp")
     settings = Training(model="wgan_gp", clip_weights=0.01)
@@ -446,6 +456,7 @@ def test_images_on_one_sheet():
         ("conditional_gan", {"clip_weights": 0.1}, "--clip-weights means nothing"),
         ("wgan_gp", {"clip_weights": 0.1, "penalty": 1.0}, "use one of them"),
         ("resnet18", {"critic_steps": 2}, "--critic-steps means nothing to models that classify"),
+        ("resnet18", {"critic_lr_factor": 2.0}, "--critic-lr-factor means nothing to models that classify"),
         ("resnet18", {"judge": "pixels"}, "--judge means nothing to models that classify"),
     ],
 )

@@ -8,8 +8,8 @@ Wasserstein     (Arjovsky et al., arXiv 1701.07875)    D: s_z - s_x             
 hinge           (Miyato et al., arXiv 1802.05957)      D: max(0, 1 - s_x) + max(0, 1 + s_z) G: -s_z
 
 and a Wasserstein critic also the gradient penalty (models.nets.gan), or else its weights are clipped. Two time scales
-(TTUR; Heusel et al., arXiv 1706.08500): the discriminator learns at a rate of its own, and neither runs away from the
-other. Both use Adam with a first moment of .5 or 0: what the other network has learned meanwhile makes
+(TTUR; Heusel et al., arXiv 1706.08500): the discriminator may learn at a rate of its own, so that neither runs away
+from the other. Both use Adam with a first moment of .5 or 0: what the other network has learned meanwhile makes
 momentum harmful. The generator that is kept is an average over the updates, as the last one alone is a matter of luck.
 
 No loss says how good the images are. After each epoch the judge compares made images with those of the validation
@@ -65,32 +65,27 @@ class Method:
     discriminator: Callable[[Tensor, Tensor], Tensor]  # loss, of the logits of real and of made images
     generator: Callable[[Tensor], Tensor]  # loss, of the logits of made images
     betas: tuple[float, float]
-    rate_factor: float  # of the discriminator, by the generator's rate
     is_critic: bool = False  # its slope is to be bounded by a penalty or by clipping
 
 
-# The rates: on 1,300 digits of 32 pixels, conditional, a discriminator that learns as fast as the generator, or twice as fast, soon
-# tells all images apart, and 250 updates later the generator still makes one grey image for all latents; at four
-# tenths of its rate it makes digits by then.
+# A first moment of .5 where the hinge loss usually has 0: conditional_gan then makes digits of 32 pixels after 200
+# updates of 32 images at a rate of .001, the discriminator at the same rate; at four tenths of it 50 updates later.
 METHODS: dict[str, Method] = {
     "dcgan": Method(
         lambda real, made: (softplus(-real) + softplus(made)).mean(),
         lambda made: softplus(-made).mean(),
         betas=(0.5, 0.999),
-        rate_factor=0.4,
     ),
     "wgan_gp": Method(
         lambda real, made: (made - real).mean(),
         lambda made: -made.mean(),
         betas=(0.0, 0.9),
-        rate_factor=1.0,
         is_critic=True,
     ),
     "conditional_gan": Method(
         lambda real, made: (relu(1 - real) + relu(1 + made)).mean(),
         lambda made: -made.mean(),
         betas=(0.5, 0.999),
-        rate_factor=0.4,
     ),
 }
 
@@ -292,7 +287,7 @@ class AdversarialUpdates:
         self._optimizers = {side: torch.optim.Adam(learning, betas=betas) for side, learning in self._learning.items()}
         is_fp16 = recipe.precision == "fp16"
         self._scalers = {side: torch.amp.GradScaler(device.type, enabled=is_fp16) for side in self._learning}
-        self._factors = {"discriminator": learner.method.rate_factor, "generator": 1.0}
+        self._factors = {"discriminator": recipe.critic_lr_factor, "generator": 1.0}
 
     def update(self, batches: Sequence[Batch], rate: float, epoch: int, step: int) -> dict[str, float]:
         """See models.learning.learner.Updates; the generator's loss is only there where it learned."""

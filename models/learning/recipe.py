@@ -38,6 +38,7 @@ class Recipe:
     balance: bool = False
     precision: Arithmetic = "fp32"
     critic_steps: int = 1
+    critic_lr_factor: float = 1.0
     penalty: float = 0.0
     clip_weights: float = 0.0
     seed: int = 0
@@ -111,6 +112,7 @@ def resolve(settings: Training) -> Recipe:
         ("mosaic", finds_objects),
         ("multi_scale", finds_objects),
         ("critic_steps", generates),
+        ("critic_lr_factor", generates),
         ("penalty", settings.model == "wgan_gp"),
         ("clip_weights", settings.model == "wgan_gp"),
         ("judge", generates),
@@ -155,6 +157,7 @@ def resolve(settings: Training) -> Recipe:
         patience=settings.patience,
         balance=settings.balance,
         critic_steps=settings.critic_steps or _CRITIC_STEPS.get(settings.model, 1),
+        critic_lr_factor=settings.critic_lr_factor,
         penalty=_penalty(settings),
         clip_weights=settings.clip_weights or 0.0,
         seed=settings.seed,

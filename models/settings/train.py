@@ -105,6 +105,9 @@ class Training(Settings):
             ge=1, description="Generators: updates of the discriminator for each of the generator; wgan_gp 5, else 1."
         ),
     ] = None
+    critic_lr_factor: Annotated[
+        float, Field(gt=0, le=10, description="Generators: rate of the discriminator, by the generator's (TTUR).")
+    ] = 1.0
     penalty: Annotated[
         float | None, Field(ge=0, description="wgan_gp: weight of the gradient penalty; by default 10.")
     ] = None
