@@ -30,6 +30,8 @@ from models.settings.export import ExportSettings
 from models.settings.train import TrainSettings
 from tasks import registry
 from tasks.datasets import datasets
+from tasks.judge import judge
+from tasks.photographs import encode_png
 from tasks.storage import normalise
 from tasks.table import write_parquet
 from tasks.training_images import (
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from models.learning.fit import Fitted
+    from models.learning.judging import Judge
     from models.learning.recipe import Recipe
     from models.learning.samples import Augmentation, Samples
     from models.nets.parts import Parts
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pixelmill.train")
 
 HISTORY_FILE = "history.parquet"
+SAMPLES_FOLDER = "samples"  # epoch-0001.png …: what a model that makes images made after each epoch
 FOLDER_VARIABLE = "PIXELMILL_TRAINING"
 _PARITY_IMAGES = 8
 
@@ -85,6 +89,7 @@ class _Plan:
     devices: tuple[str, ...]
     start: str  # where the weights come from
     key: str
+    judge: "Judge | None"  # of models that make images
 
 
 def train(
@@ -92,11 +97,12 @@ def train(
     settings: TrainSettings,
     report: Report = silent,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_samples: Callable[[int, bytes], None] = lambda epoch, png: None,
 ) -> Trained:
     """Trains, exports, measures and publishes a model; the same again finds it, and after a kill goes on.
 
-    `on_epoch` gets the curves' row of each epoch. Raises UsageError for what cannot be learned,
-    NonFiniteLoss, ModelError and ParityError; then nothing is published.
+    `on_epoch` gets the curves' row of each epoch, and `on_samples` what a model that makes images made after it. Raises
+    UsageError for what cannot be learned, NonFiniteLoss, ModelError and ParityError; then nothing is published.
     """
     store = normalise(store)
     if settings.promote_if_better and not settings.export:
@@ -106,7 +112,7 @@ def train(
         plan = _plan(store, settings, report)
         card, new = _find(store, settings, plan, report), False
         if card is None:
-            card, new = _train(store, settings, plan, report, on_epoch)
+            card, new = _train(store, settings, plan, report, on_epoch, on_samples)
         else:
             logger.info("%s was trained so before: nothing to do", card.reference)
     except ModuleNotFoundError as error:
@@ -138,8 +144,8 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     """Resolves every name, and refuses what cannot be learned, before anything costs time."""
     dataset = datasets.resolve(store, settings.dataset)
     entry = catalog.entry(settings.model)
-    images = training_images(store, dataset, entry.task)
-    images, extra = with_extra_data(store, images, dataset, settings.extra_data, entry.task)
+    images = training_images(store, dataset, entry.task, entry.is_conditional)
+    images, extra = with_extra_data(store, images, dataset, settings.extra_data, entry.task, entry.is_conditional)
 
     from models.learning.precision import arithmetic
     from models.learning.recipe import resolve
@@ -150,14 +156,15 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     recipe = resolve(settings)
     report(Step(f"building {settings.model}", 0, None))
     family = entry.family_module()
-    labels = dataset.classes
-    network = build_untrained(lambda: family.build_for_training(entry.builder, len(labels)), seed=settings.seed)
+    labels = dataset.classes if entry.knows_classes else ()
+    start = starting_state(settings.weights, settings.model, recipe.mode, store, settings.image_size)
+    size = start.input.height
+    network = build_untrained(lambda: entry.build_for_training(len(labels), size), seed=settings.seed)
     parts = family.parts(network, entry.builder)
-    start = starting_state(settings.weights, settings.model, settings.mode, store, settings.image_size)
-    if not apply_start(network, start, parts, family.IGNORED_PREFIXES, labels, settings.model):
+    if not apply_start(network, start, parts, family.IGNORED_PREFIXES, labels, settings.model) and labels:
         logger.info("the head of %s answers the same classes, and learns on", start.source)
 
-    recipe = replace(recipe, precision=arithmetic(settings.precision, devices[0], settings.mode, network))
+    recipe = replace(recipe, precision=arithmetic(settings.precision, devices[0], recipe.mode, network))
     card = Card(
         name=settings.name,
         version="",
@@ -166,9 +173,11 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
         labels=labels,
         input=start.input,
         score_floor=entry.score_floor,
-        source=f"{start.source}, {settings.mode} on {dataset.reference}",
+        latent_size=getattr(network, "latent_size", 0),
+        source=f"{start.source}, {recipe.mode} on {dataset.reference}",
         licence=start.licence,
     )
+    judged_by = judge(settings.judge, store) if entry.task == Task.GENERATE else None
     decisive = {
         "dataset": dataset.reference,
         "architecture": settings.model,
@@ -179,8 +188,10 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     }
     if extra:
         decisive["extra_data"] = [each.reference for each in extra]
+    if judged_by is not None:  # it decides which epoch is kept
+        decisive["judge"] = judged_by.name
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:24]
-    return _Plan(dataset, extra, images, card, network, parts, recipe, devices, start.source, key)
+    return _Plan(dataset, extra, images, card, network, parts, recipe, devices, start.source, key, judged_by)
 
 
 def _find(store: str, settings: TrainSettings, plan: _Plan, report: Report) -> Card | None:
@@ -199,14 +210,22 @@ def _find(store: str, settings: TrainSettings, plan: _Plan, report: Report) -> C
 
 
 def _train(
-    store: str, settings: TrainSettings, plan: _Plan, report: Report, on_epoch: Callable[[dict[str, Any]], None]
+    store: str,
+    settings: TrainSettings,
+    plan: _Plan,
+    report: Report,
+    on_epoch: Callable[[dict[str, Any]], None],
+    on_samples: Callable[[int, bytes], None],
 ) -> tuple[Card, bool]:
     """The published card, and whether it is a new version."""
     from models.learning.fit import Place, fit
     from models.learning.learner import task_module
+    from models.learning.sample_grid import grid
+    from models.learning.whole_files import write_whole
 
     task = task_module(plan.card.task)
-    learner = task.learner(plan.network, plan.parts, plan.card, plan.recipe)
+    of_generators = {} if plan.judge is None else {"judge": plan.judge}
+    learner = task.learner(plan.network, plan.parts, plan.card, plan.recipe, **of_generators)
     of_detectors = {"mosaic": True} if plan.recipe.mosaic else {}
     augmentation = task.augmentation(plan.recipe.augment, plan.card.input, plan.recipe.flip, **of_detectors)
     folder = training_folder(plan.key)
@@ -214,10 +233,9 @@ def _train(
         shutil.rmtree(folder, ignore_errors=True)
     num_classes = len(plan.card.labels)
     logger.info(
-        "%s learns %d class%s from %d images of %s, validated on %d; %s, %s",
+        "%s learns%s from %d images of %s, validated on %d; %s, %s",
         settings.model,
-        num_classes,
-        "" if num_classes == 1 else "es",
+        f" {num_classes} class{'' if num_classes == 1 else 'es'}" if num_classes else "",
         plan.images.train.num_rows,
         plan.dataset.reference,
         plan.images.val.num_rows,
@@ -226,6 +244,12 @@ def _train(
     )
     annotations = training_annotations(store, [plan.dataset, *plan.extra])
     val = _samples(plan, plan.images.val, annotations, None)
+
+    def keep_samples(epoch: int, images: NDArray[np.uint8]) -> None:
+        png = encode_png(grid(images))
+        write_whole(folder / SAMPLES_FOLDER / f"epoch-{epoch:04d}.png", lambda file: file.write(png))
+        on_samples(epoch, png)
+
     fitted = fit(
         learner,
         _samples(plan, plan.images.train, annotations, augmentation),
@@ -234,9 +258,10 @@ def _train(
         Place(devices=plan.devices, threads=cores(), folder=folder),
         report,
         on_epoch,
+        keep_samples,
     )
     card = replace(plan.card, score=_best_score(plan.card, fitted), training=_record(plan, fitted))
-    published = _publish(store, settings, plan, card, learner.network.state_dict(), fitted, val, report)
+    published = _publish(store, settings, plan, card, learner.network.state_dict(), fitted, val, folder, report)
     shutil.rmtree(folder, ignore_errors=True)
     return published
 
@@ -255,6 +280,7 @@ def _publish(
     state: "dict[str, Tensor]",
     fitted: "Fitted",
     val: "Samples",
+    folder: Path,
     report: Report,
 ) -> tuple[Card, bool]:
     from safetensors.torch import save_file
@@ -265,7 +291,7 @@ def _publish(
     entry = catalog.entry(card.architecture)
     family = entry.family_module()
     # What only served training is left behind.
-    network = family.build(entry.builder, len(card.labels))
+    network = entry.build(len(card.labels), card.input.height)
     apply_state(
         network, {name: value.cpu().contiguous() for name, value in state.items()}, family.IGNORED_PREFIXES, "itself"
     )
@@ -274,6 +300,7 @@ def _publish(
         paths = {name: Path(scratch, name) for name in (WEIGHTS_FILE, HISTORY_FILE)}
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, paths[WEIGHTS_FILE])
         paths[HISTORY_FILE].write_bytes(write_parquet(to_arrow(fitted.history)))
+        paths |= {f"{SAMPLES_FOLDER}/{path.name}": path for path in sorted(folder.glob(f"{SAMPLES_FOLDER}/*.png"))}
         card = replace(card, weights_sha256=registry.sha256_of(paths[WEIGHTS_FILE])).with_version()
         if (existing := registry.find_version(store, card.name, card.version)) is not None:
             logger.info("%s is already in the store: other settings led to the same weights", existing.reference)
@@ -333,7 +360,7 @@ def _samples(
 
     task = task_module(plan.card.task)
     labels = images.column("label").to_pylist()
-    is_classified = plan.card.task == Task.CLASSIFY
+    is_classified = plan.card.task == Task.CLASSIFY or plan.card.is_conditional
     sides = zip(images.column("width").to_pylist(), images.column("height").to_pylist(), strict=True)
     return Samples(
         names=images.column("image").to_pylist(),
@@ -362,6 +389,7 @@ def _record(plan: _Plan, fitted: "Fitted") -> dict[str, Any]:
         "images": {"train": plan.images.train.num_rows, "val": plan.images.val.num_rows},
         "validated_on": "images of the split train" if plan.images.carved else "val",
         "validation": fitted.metrics,
+        **({} if plan.judge is None else {"judge": plan.judge.name}),
         "epochs": len(fitted.history),
         "best_epoch": fitted.best_epoch,
     }

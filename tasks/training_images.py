@@ -79,35 +79,44 @@ def image_files(dataset: Dataset, images: pa.Table, extra: Sequence[Dataset] = (
     )
 
 
-def training_images(store: str, dataset: Dataset, task: Task) -> TrainingImages:
+def training_images(store: str, dataset: Dataset, task: Task, conditional: bool = False) -> TrainingImages:
     """The rows of the splits train and val; where there is no val, a tenth of train, by content and class.
 
+    `conditional`: the model is a generator that is told a class, so that each image needs its label.
     Raises UsageError where nothing can be learned from them.
     """
     if task == Task.CLASSIFY:
         _check_labels(dataset)
-    else:
+    elif task == Task.GENERATE:
+        if conditional:
+            _check_labels_to_make(dataset)
+    elif task in _NEEDS:
         _check_annotations(dataset, task)
-    train = _usable(datasets.read_images(store, dataset, "train"), dataset, "train", task)
+    needs_label = task == Task.CLASSIFY or conditional
+    train = _usable(datasets.read_images(store, dataset, "train"), dataset, "train", needs_label)
     if not train.num_rows:
         has = ", ".join(f"{name} {count}" for name, count in dataset.splits.items()) or "none"
         raise UsageError(
             f"{dataset.reference} has no images in its split train to learn from; its splits: {has}; "
             "ingest it with --split, e.g. --split train=.8,val=.1,test=.1"
         )
-    val = _usable(datasets.read_images(store, dataset, "val"), dataset, "val", task)
+    val = _usable(datasets.read_images(store, dataset, "val"), dataset, "val", needs_label)
     carved = not val.num_rows
     if carved:
         train, val = _carve(train, dataset)
     if task == Task.CLASSIFY:
         _check_classes(train, dataset)
-    else:
+    elif conditional:
+        _warn_of_absent(
+            [name for name in dataset.classes if name not in set(train.column("label").to_pylist())], dataset, "made"
+        )
+    elif task in _NEEDS:
         _check_objects(train, val, datasets.read_annotations(store, dataset), dataset, task)
     return TrainingImages(train, val, carved)
 
 
 def with_extra_data(
-    store: str, images: TrainingImages, dataset: Dataset, names: str | None, task: Task
+    store: str, images: TrainingImages, dataset: Dataset, names: str | None, task: Task, conditional: bool = False
 ) -> tuple[TrainingImages, tuple[Dataset, ...]]:
     """The images with the training images of other data sets (`names`, with commas) behind their own, and these.
 
@@ -123,8 +132,9 @@ def with_extra_data(
     seen = set(images.train.column("image").to_pylist()) | set(images.val.column("image").to_pylist())
     parts = [images.train]
     for each in extra:
-        _check_fits(each, dataset, task)
-        rows = _usable(datasets.read_images(store, each, "train"), each, "train", task)
+        _check_fits(each, dataset, task, conditional)
+        needs_label = task == Task.CLASSIFY or conditional
+        rows = _usable(datasets.read_images(store, each, "train"), each, "train", needs_label)
         keep = [
             uri not in seen and digest not in held_out
             for uri, digest in zip(rows.column("image").to_pylist(), rows.column("sha256").to_pylist(), strict=True)
@@ -140,16 +150,17 @@ def with_extra_data(
     return images._replace(train=pa.concat_tables(parts)), extra
 
 
-def _check_fits(extra: Dataset, dataset: Dataset, task: Task) -> None:
+def _check_fits(extra: Dataset, dataset: Dataset, task: Task, conditional: bool) -> None:
     """Raises UsageError where the images of `extra` do not say what those of `dataset` teach."""
     if extra.reference == dataset.reference:
         raise UsageError(f"--extra-data {extra.reference} is the data set itself: name another one")
-    if lacking := extra.lacks(task):
+    lacking = extra.lacks(task) or (["labels"] if conditional and not extra.has_labels else [])
+    if lacking:
         raise UsageError(
             f"--extra-data {extra.reference} has no {' and no '.join(lacking)}, "
             f"which a model of task {task} learns from"
         )
-    if NEEDED[task] and (unknown := sorted(set(extra.classes) - set(dataset.classes))):
+    if (NEEDED[task] or conditional) and (unknown := sorted(set(extra.classes) - set(dataset.classes))):
         raise UsageError(
             f"--extra-data {extra.reference} has classes that {dataset.reference} does not have: "
             f"{', '.join(unknown[:_SHOWN])}; those there are {', '.join(dataset.classes[:_SHOWN])}"
@@ -161,9 +172,9 @@ def training_annotations(store: str, sources: Sequence[Dataset]) -> pa.Table:
     return pa.concat_tables([datasets.read_annotations(store, dataset) for dataset in sources])
 
 
-def _usable(images: pa.Table, dataset: Dataset, split: str, task: Task) -> pa.Table:
+def _usable(images: pa.Table, dataset: Dataset, split: str, needs_label: bool) -> pa.Table:
     """Without the images that have no label, where each needs one."""
-    if task != Task.CLASSIFY:
+    if not needs_label:
         return images
     labelled = images.filter(pc.is_valid(images.column("label")))
     if left_out := images.num_rows - labelled.num_rows:
@@ -181,6 +192,14 @@ def _check_labels(dataset: Dataset) -> None:
         raise UsageError(
             f"a classifier tells two classes or more apart, and {dataset.reference} has {len(dataset.classes)}: "
             f"{', '.join(dataset.classes)}"
+        )
+
+
+def _check_labels_to_make(dataset: Dataset) -> None:
+    if not dataset.has_labels:
+        raise UsageError(
+            f"a conditional generator learns from images with one label each, and those of {dataset.reference} have "
+            "none: ingest a folder with one folder of images per class, or use --model dcgan or wgan_gp"
         )
 
 
@@ -229,13 +248,14 @@ def _check_classes(train: pa.Table, dataset: Dataset) -> None:
     _warn_of_absent([name for name in dataset.classes if name not in present], dataset)
 
 
-def _warn_of_absent(absent: Sequence[str], dataset: Dataset) -> None:
+def _warn_of_absent(absent: Sequence[str], dataset: Dataset, missed: str = "recognised") -> None:
     if absent:
         more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
         logger.warning(
-            "%d of %d classes have no training image, and will not be recognised: %s%s",
+            "%d of %d classes have no training image, and will not be %s: %s%s",
             len(absent),
             len(dataset.classes),
+            missed,
             ", ".join(absent[:_SHOWN]),
             more,
         )

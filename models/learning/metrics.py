@@ -29,15 +29,18 @@ MEASURES: dict[Task, str] = {
     Task.DETECT: "detection_metrics",
     Task.INSTANCE: "detection_metrics",
     Task.SEMANTIC: "segmentation_metrics",
+    Task.GENERATE: "generative_metrics",  # without `measure`: tasks.evaluate_generator compares samples, no rows
 }
 
-# Decides what is promoted and what an export may lose; 0 to 1, higher is better.
+# Decides what is promoted and what an export may lose; 0 to 1 and higher is better, unless it is in LOWER_IS_BETTER.
 MAIN_METRIC: dict[Task, str] = {
     Task.CLASSIFY: "top1",
     Task.DETECT: "ap",
     Task.INSTANCE: "mask_ap",
     Task.SEMANTIC: "miou",
+    Task.GENERATE: "frechet",
 }
+LOWER_IS_BETTER = frozenset({"frechet"})
 
 
 class Measure(Protocol):

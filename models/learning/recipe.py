@@ -37,6 +37,10 @@ class Recipe:
     patience: int = 0
     balance: bool = False
     precision: Arithmetic = "fp32"
+    critic_steps: int = 1
+    critic_lr_factor: float = 1.0
+    penalty: float = 0.0
+    clip_weights: float = 0.0
     seed: int = 0
 
 
@@ -82,7 +86,14 @@ _DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
         "finetune": _Defaults(epochs=30, batch_size=8, lr=1e-3, augment="light"),
         "scratch": _Defaults(epochs=60, batch_size=8, lr=2e-3, augment="light"),
     },
+    Task.GENERATE: {
+        "features": _Defaults(epochs=40, batch_size=32, lr=5e-4, augment="none", ema=0.99),
+        "finetune": _Defaults(epochs=40, batch_size=32, lr=5e-4, augment="none", ema=0.99),
+        "scratch": _Defaults(epochs=60, batch_size=32, lr=1e-3, augment="none", ema=0.99),
+    },
 }
+_CRITIC_STEPS = {"wgan_gp": 5}  # Arjovsky et al., algorithm 1
+_PENALTY = 10.0  # Gulrajani et al., algorithm 1
 _SGD_TO_ADAMW = 10.0  # plain gradients want about so much more
 
 
@@ -94,20 +105,39 @@ def resolve(settings: Training) -> Recipe:
     entry = catalog.entry(settings.model)
     task = entry.task
     finds_objects = task in (Task.DETECT, Task.INSTANCE)
-    for option, is_asked, is_known in (
-        ("--label-smoothing", settings.label_smoothing, not finds_objects),
-        ("--mosaic", settings.mosaic, finds_objects),
-        ("--multi-scale", settings.multi_scale, finds_objects),
+    generates = task == Task.GENERATE
+    usual = {name: field.default for name, field in Training.model_fields.items()}
+    for option, is_known in (
+        ("label_smoothing", task in (Task.CLASSIFY, Task.SEMANTIC)),
+        ("mosaic", finds_objects),
+        ("multi_scale", finds_objects),
+        ("critic_steps", generates),
+        ("critic_lr_factor", generates),
+        ("penalty", settings.model == "wgan_gp"),
+        ("clip_weights", settings.model == "wgan_gp"),
+        ("judge", generates),
+        # Both networks of a generator learn by Adam at rates that must fit each other.
+        ("optimizer", not generates),
+        ("weight_decay", not generates),
+        ("backbone_lr_factor", not generates),
+        ("unfreeze_epochs", not generates),
+        ("balance", not generates or entry.is_conditional),
     ):
-        if is_asked and not is_known:
-            raise UsageError(f"{option} means nothing to models that {task}, such as {settings.model}: leave it out")
+        if getattr(settings, option) not in (usual[option], 0) and not is_known:
+            flag = f"--{option.replace('_', '-')}"
+            raise UsageError(f"{flag} means nothing to models that {task}, such as {settings.model}: leave it out")
+    if generates and settings.lr == "auto":
+        raise UsageError(f"--lr auto looks at one loss, and {settings.model} has two that fight: give a number")
+    if settings.penalty and settings.clip_weights:
+        raise UsageError("--penalty and --clip-weights both bound the critic: use one of them")
     # A detector of two stages learns as the one that draws masks does.
-    defaults = _DEFAULTS[Task.INSTANCE if entry.family == "faster_rcnn" else task][settings.mode]
+    mode = settings.mode or entry.usual_mode(settings.weights)
+    defaults = _DEFAULTS[Task.INSTANCE if entry.family == "faster_rcnn" else task][mode]
     lr = settings.lr
     if lr is None:
         lr = defaults.lr * (_SGD_TO_ADAMW if settings.optimizer == "sgd" else 1.0)
     return Recipe(
-        mode=settings.mode,
+        mode=mode,
         epochs=settings.epochs or defaults.epochs,
         batch_size=settings.batch_size or defaults.batch_size,
         lr=lr,
@@ -118,7 +148,7 @@ def resolve(settings: Training) -> Recipe:
         mosaic=settings.mosaic,
         multi_scale=settings.multi_scale,
         optimizer=settings.optimizer,
-        weight_decay=settings.weight_decay,
+        weight_decay=0.0 if generates else settings.weight_decay,
         warmup_epochs=settings.warmup_epochs,
         label_smoothing=defaults.label_smoothing if settings.label_smoothing is None else settings.label_smoothing,
         accumulate=settings.accumulate,
@@ -126,5 +156,16 @@ def resolve(settings: Training) -> Recipe:
         ema=defaults.ema if settings.ema is None else settings.ema,
         patience=settings.patience,
         balance=settings.balance,
+        critic_steps=settings.critic_steps or _CRITIC_STEPS.get(settings.model, 1),
+        critic_lr_factor=settings.critic_lr_factor,
+        penalty=_penalty(settings),
+        clip_weights=settings.clip_weights or 0.0,
         seed=settings.seed,
     )
+
+
+def _penalty(settings: Training) -> float:
+    """The weight of the gradient penalty: of a critic whose weights are not clipped, unless none is asked for."""
+    if settings.model != "wgan_gp" or settings.clip_weights:
+        return 0.0
+    return _PENALTY if settings.penalty is None else settings.penalty

@@ -21,12 +21,14 @@ class Training(Settings):
 
     model: Annotated[str, Field(min_length=1, description="The architecture, e.g. mobilenet_v2 or resnet50.")]
     mode: Annotated[
-        Mode,
+        Mode | None,
         Field(
             description="features: only the new head learns, on the frozen backbone's outputs; finetune: everything "
-            "learns, the backbone at a lower rate; scratch: everything learns, from random weights."
+            "learns, the backbone at a lower rate; scratch: everything learns, from random weights. By default "
+            "finetune. Of generators, features: the discriminator's early layers are frozen (FreezeD); finetune: both "
+            "networks learn on from --weights MODEL; by default scratch without --weights, and else finetune."
         ),
-    ] = "finetune"
+    ] = None
     weights: Annotated[
         str | None,
         Field(
@@ -52,10 +54,17 @@ class Training(Settings):
     ] = None
     augment: Annotated[
         Augment | None,
-        Field(description="How much training images are varied; by default light, for a classifier's features none."),
+        Field(
+            description="How much training images are varied; by default light, for a classifier's features none. Of "
+            "generators none; else real and made ones, differentiably (DiffAugment), for a few hundred images or less."
+        ),
     ] = None
     flip: Annotated[
-        bool, Field(description="Mirror training images; switch off where left and right differ, as in text.")
+        bool,
+        Field(
+            description="Mirror training images; switch off where left and right differ, as in text. Generators never "
+            "do: they would make mirrored images."
+        ),
     ] = True
     mosaic: Annotated[
         bool, Field(description="Detectors: show several training images in one, until shortly before the end.")
@@ -90,6 +99,29 @@ class Training(Settings):
         Literal["auto", "fp32", "bf16", "fp16"],
         Field(description="Of the arithmetic; auto: bf16 or fp16 where the device is built for it."),
     ] = "auto"
+    critic_steps: Annotated[
+        int | None,
+        Field(
+            ge=1, description="Generators: updates of the discriminator for each of the generator; wgan_gp 5, else 1."
+        ),
+    ] = None
+    critic_lr_factor: Annotated[
+        float, Field(gt=0, le=10, description="Generators: rate of the discriminator, by the generator's (TTUR).")
+    ] = 1.0
+    penalty: Annotated[
+        float | None, Field(ge=0, description="wgan_gp: weight of the gradient penalty; by default 10.")
+    ] = None
+    clip_weights: Annotated[
+        float | None,
+        Field(gt=0, description="wgan_gp: clip the critic's weights to ± this, e.g. .01, in place of the penalty."),
+    ] = None
+    judge: Annotated[
+        str | None,
+        Field(
+            description="Generators: what compares made images with real ones: a classifier of the store, imagenet or "
+            "pixels; by default imagenet, and pixels where its weights cannot be had."
+        ),
+    ] = None
     device: Annotated[Device, Field(description="auto takes all GPUs that are there, else the CPU.")] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32, description="The same seed and machine give the same model.")] = 0
     resume: Annotated[bool, Field(description="Go on from the last epoch of a training that was interrupted.")] = True
