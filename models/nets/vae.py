@@ -24,6 +24,15 @@ What log p(x|z) is follows from what is assumed of a pixel around the decoder's 
 Where s is learnt (Rybkin et al., Simple and Effective VAE Training with Calibrated Decoders, arXiv 2006.13202) it
 becomes what the decoder leaves unexplained, and weighs the two terms by itself: β = 1 then suits images of any size and
 contrast.
+
+How strange an image is, is read from the same bound, with one thing mended. No data set fills the latent space as
+N(0, I) does: there are gaps between its kinds of images, and a kind that was never seen falls into them. The p(z) under
+which the bound of the training images is highest is what their own vectors make together, the aggregate posterior
+(Hoffman and Johnson, ELBO surgery, 2016; Tomczak and Welling, arXiv 1705.07120, equation 6)
+
+    q(z) = 1/N Σ_n q(z|x_n)
+
+so it takes the place of p(z) when the training is over (`Aggregate`): the anomaly of x is -ELBO(x) under q(z).
 """
 
 import math
@@ -51,6 +60,8 @@ WIDTH = 32  # channels at the full size; doubled whenever the image is halved, u
 WIDEST = 256
 SMALLEST = 4  # the sides of the last map are at least that, and less than twice as much
 NORM_GROUPS = 8
+COMPONENTS = 1024  # of the aggregate posterior
+_LOG_NOTHING = -1e4  # the logarithm of a weight that is none; -∞ would be NaN where it is multiplied
 
 _LOG_VARIANCES = (-12.0, 4.0)  # of q: beyond, the exponential overflows in half precision, or a number is never used
 _LOG_SCALES = (-5.0, 2.0)  # of a pixel, s: .007 is two grey levels, where images of one colour would drive it to zero
@@ -94,6 +105,37 @@ class Decoder(nn.Module):
         """See the class."""
         features = self.project(latent)
         return self.enlarge(features.view(len(latent), -1, self.side, self.side))
+
+
+class Aggregate(nn.Module):
+    """The mixture of q(z|x) over training images, COMPONENTS of them at most; N(0, I) as long as it is not `filled`."""
+
+    means: Tensor
+    log_variances: Tensor
+    log_weights: Tensor
+
+    def __init__(self, latent_size: int):
+        super().__init__()
+        self.register_buffer("means", torch.zeros(COMPONENTS, latent_size))
+        self.register_buffer("log_variances", torch.zeros(COMPONENTS, latent_size))
+        self.register_buffer("log_weights", torch.full((COMPONENTS,), _LOG_NOTHING))
+        self.log_weights[0] = 0.0
+
+    @torch.no_grad()
+    def fill(self, means: Tensor, log_variances: Tensor) -> None:
+        """Takes over q(z|x) of up to COMPONENTS images, [n, z] each."""
+        count = len(means)
+        self.means.zero_()[:count] = means
+        self.log_variances.zero_()[:count] = log_variances
+        self.log_weights.fill_(_LOG_NOTHING)[:count] = -math.log(count)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """log q(z) - log N(z; 0, I) of latent vectors [batch, z] → [batch]."""
+        squares = (latent[:, None] - self.means).square() * (-self.log_variances).exp()  # [batch, components, z]
+        logs = self.log_weights - (squares + self.log_variances).sum(dim=2) / 2  # [batch, components]
+        highest = logs.amax(dim=1, keepdim=True)
+        together = highest[:, 0] + (logs - highest).exp().sum(dim=1).log()
+        return together + latent.square().sum(dim=1) / 2  # what both densities share is left out
 
 
 class Likelihood(nn.Module):
@@ -144,6 +186,7 @@ class Vae(nn.Module):
         self.posterior = Posterior(channels[-1], side, latent_size)
         self.decoder = Decoder(channels, side, latent_size)
         self.likelihood = Likelihood()
+        self.aggregate = Aggregate(latent_size)
         self.latent_size = latent_size
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,11 +243,16 @@ def levels(logits: Tensor) -> Tensor:
     return (logits.sigmoid() * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def negative_elbo(terms: Terms, beta: Tensor | float, values: int) -> Tensor:
+    """Of each image [batch], in nats per value; an image has so many values."""
+    return (terms.reconstruction + beta * terms.divergence.sum(dim=1)) / values
+
+
 def graph(network: nn.Module, card: Card) -> nn.Module:
     """images [batch, height, width, 3] uint8 → embedding [batch, z] f32, anomaly [batch] f32.
 
-    The embedding is the mean of q(z|x). The anomaly is -ELBO(x) in nats per value of the image, with β as in training
-    and the expectation taken at the mean: nothing is drawn.
+    The embedding is the mean of q(z|x). The anomaly is -ELBO(x) in nats per value of the image, with β as in training,
+    under the aggregate posterior, and with expectations taken at the mean: nothing is drawn.
     """
     assert isinstance(network, Vae)
 
@@ -217,14 +265,11 @@ def graph(network: nn.Module, card: Card) -> nn.Module:
 
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             embedding, terms = self.network(self.normalise(images), self.observation)
-            return embedding, negative_elbo(terms, self.network.likelihood.beta, images[0].numel())
+            beta, values = self.network.likelihood.beta, images[0].numel()
+            gained = beta * self.network.aggregate(embedding) / values  # by q(z) in place of N(0, I)
+            return embedding, negative_elbo(terms, beta, values) - gained
 
     return Embedder().eval()
-
-
-def negative_elbo(terms: Terms, beta: Tensor | float, values: int) -> Tensor:
-    """Of each image [batch], in nats per value; an image has so many values."""
-    return (terms.reconstruction + beta * terms.divergence.sum(dim=1)) / values
 
 
 def decoder_graph(network: nn.Module, card: Card) -> nn.Module:
@@ -244,21 +289,24 @@ def decoder_graph(network: nn.Module, card: Card) -> nn.Module:
 
 def reference(network: nn.Module, card: Card) -> Callable[[Tensor], dict[str, Tensor]]:
     """The same by torch's own distributions."""
-    from torch.distributions import Bernoulli, Normal, kl_divergence
+    from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
     assert isinstance(network, Vae)
 
     def embedded(images: Tensor) -> dict[str, Tensor]:
         scaled = images.permute(0, 3, 1, 2).float() / 255  # [batch, 3, height, width]
         mean, log_variance = network.encode(scaled)
-        logits, scale = network.decoder(mean), network.likelihood.log_scale.exp()
-        if network.likelihood.observation == "bernoulli":
+        logits, likelihood, aggregate = network.decoder(mean), network.likelihood, network.aggregate
+        if likelihood.observation == "bernoulli":
             found = Bernoulli(logits=logits, validate_args=False).log_prob(scaled)
         else:
-            found = Normal(logits.sigmoid(), scale).log_prob(scaled)
+            found = Normal(logits.sigmoid(), likelihood.log_scale.exp()).log_prob(scaled)
         standard = Normal(torch.zeros_like(mean), torch.ones_like(mean))
-        divergence = kl_divergence(Normal(mean, log_variance.exp().sqrt()), standard)  # [batch, z]
-        bound = found.flatten(1).sum(dim=1) - network.likelihood.beta * divergence.sum(dim=1)
+        divergence = kl_divergence(Normal(mean, (log_variance / 2).exp()), standard).sum(dim=1)  # [batch]
+        kinds = Independent(Normal(aggregate.means, (aggregate.log_variances / 2).exp()), 1)
+        mixture = MixtureSameFamily(Categorical(logits=aggregate.log_weights), kinds)
+        divergence = divergence + standard.log_prob(mean).sum(dim=1) - mixture.log_prob(mean)
+        bound = found.flatten(1).sum(dim=1) - likelihood.beta * divergence
         return {"embedding": mean, "anomaly": -bound / images[0].numel()}
 
     return embedded
