@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING
 from models.errors import UsageError
 from models.imaging.geometry import ResizeRule
 from models.records import Task
+from models.settings.train import Mode
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from models.nets.pretrained import Pretrained
+
+_TELLING_APART = (Task.CLASSIFY, Task.DETECT, Task.INSTANCE, Task.SEMANTIC)
+_NOT_SHIPPED: tuple[Task, ...] = ()  # nobody publishes trained weights for these
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,34 @@ class Entry:
     score_floor: float = 0.0  # the graph never gives findings below it
     backbone: str | None = None  # the classifier of this catalogue whose weights the backbone can start from
     multiple: int = 1  # pixels: the sides of the input are whole multiples of it
+    sizes: tuple[int, ...] = ()  # pixels: the only sides of the input; (): any
+    is_conditional: bool = False  # of generators: it is told which class to make
 
     def family_module(self) -> ModuleType:
         """The functions `build`, `graph` and `reference` of the family; see models.nets."""
         return import_module(f"models.nets.{self.family}")
+
+    def build(self, num_classes: int, size: int) -> "nn.Module":
+        """The family's network; `size`: the side of the input in pixels, on which some networks depend."""
+        family = self.family_module()
+        return family.build(self.builder, num_classes, *self._sized(size))
+
+    def build_for_training(self, num_classes: int, size: int) -> "nn.Module":
+        """The same with what only serves training."""
+        family = self.family_module()
+        return family.build_for_training(self.builder, num_classes, *self._sized(size))
+
+    def _sized(self, size: int) -> tuple[int, ...]:
+        return (size,) if getattr(self.family_module(), "SIZED", False) else ()
+
+    def usual_mode(self, weights: str | None) -> Mode:
+        """How it is trained where nothing is said: from what was trained before, if there is anything."""
+        return "scratch" if self.task in _NOT_SHIPPED and weights in (None, "none") else "finetune"
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether a model of it has labels: it tells classes apart, or makes images of one."""
+        return self.is_conditional or self.task in _TELLING_APART
 
     @property
     def data(self) -> str | None:
@@ -132,6 +162,11 @@ def input_rule(
         raise UsageError(
             f"{name} needs images of at least {trained.min_side} pixels, got --image-size {image_size}: "
             "smaller images are enlarged, so ask for more"
+        )
+    if (sizes := entry(name).sizes) and image_size not in sizes:
+        raise UsageError(
+            f"{name} is built for images of {', '.join(map(str, sizes[:-1]))} or {sizes[-1]} pixels, "
+            f"got --image-size {image_size}"
         )
     multiple = entry(name).multiple
     if image_size % multiple:

@@ -78,7 +78,7 @@ def _import_torchvision(architecture: str, name: str, store: str, weights: str, 
     rule = catalog.input_rule(architecture, trained)
 
     logger.info("building %s", architecture)
-    network = build_untrained(lambda: family.build(entry.builder, len(trained.labels)))
+    network = build_untrained(lambda: entry.build(len(trained.labels), rule.height))
     card = Card(name, "", entry.task, architecture, trained.labels, rule, score_floor=entry.score_floor)
     photographs, photograph_names = prepared_photographs(rule, MIN_IMAGES, images)
     if weights == "none":

@@ -141,14 +141,15 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     recipe = resolve(settings)
     report(Step(f"building {settings.model}", 0, None))
     family = entry.family_module()
-    labels = dataset.classes
-    network = build_untrained(lambda: family.build_for_training(entry.builder, len(labels)), seed=settings.seed)
+    labels = dataset.classes if entry.knows_classes else ()
+    start = starting_state(settings.weights, settings.model, recipe.mode, store, settings.image_size)
+    size = start.input.height
+    network = build_untrained(lambda: entry.build_for_training(len(labels), size), seed=settings.seed)
     parts = family.parts(network, entry.builder)
-    start = starting_state(settings.weights, settings.model, settings.mode, store, settings.image_size)
-    if not apply_start(network, start, parts, family.IGNORED_PREFIXES, labels, settings.model):
+    if not apply_start(network, start, parts, family.IGNORED_PREFIXES, labels, settings.model) and labels:
         logger.info("the head of %s answers the same classes, and learns on", start.source)
 
-    recipe = replace(recipe, precision=arithmetic(settings.precision, devices[0], settings.mode, network))
+    recipe = replace(recipe, precision=arithmetic(settings.precision, devices[0], recipe.mode, network))
     card = Card(
         name=settings.name,
         version="",
@@ -157,7 +158,7 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
         labels=labels,
         input=start.input,
         score_floor=entry.score_floor,
-        source=f"{start.source}, {settings.mode} on {dataset.reference}",
+        source=f"{start.source}, {recipe.mode} on {dataset.reference}",
         licence=start.licence,
     )
     decisive = {
@@ -254,7 +255,7 @@ def _publish(
     entry = catalog.entry(card.architecture)
     family = entry.family_module()
     # What only served training is left behind.
-    network = family.build(entry.builder, len(card.labels))
+    network = entry.build(len(card.labels), card.input.height)
     apply_state(
         network, {name: value.cpu().contiguous() for name, value in state.items()}, family.IGNORED_PREFIXES, "itself"
     )

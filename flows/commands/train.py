@@ -38,10 +38,12 @@ def _result(trained: "Trained") -> dict:
 
 def _show(trained: "Trained", settings: TrainSettings, store: str) -> None:
     from flows.figures import print_metrics
+    from models import catalog
 
     print_metrics(trained.metrics)
     how = f"{trained.epochs} epochs in {trained.seconds:,.1f} s" if trained.new else "it was there already"
-    print(f"{trained.model}: {settings.model}, {settings.mode}, {how}")
+    mode = settings.mode or catalog.entry(settings.model).usual_mode(settings.weights)
+    print(f"{trained.model}: {settings.model}, {mode}, {how}")
     flag = store_flag(store)
     print("next:")
     if settings.export:

@@ -16,7 +16,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from models.errors import PixelmillError, UsageError
@@ -25,7 +27,15 @@ from models.learning.averaging import AveragedWeights
 from models.learning.checkpoint import load_checkpoint, save_checkpoint
 from models.learning.distributed import from_first, together
 from models.learning.feature_cache import FeatureBatches
-from models.learning.learner import HeadLearner, Learner
+from models.learning.learner import (
+    AlternatingLearner,
+    HeadLearner,
+    Learner,
+    Sampler,
+    Updates,
+    Watcher,
+    lower_is_better,
+)
 from models.learning.loading import Batch, ImageBatches, Part
 from models.learning.precision import autocast
 from models.learning.rates import STEPS, steepest, sweep
@@ -35,10 +45,12 @@ from models.learning.schedule import rate_factor
 from models.learning.state import State, copied, load_state, state_of
 from models.learning.update import Losses, NonFiniteLoss, Updater
 from models.progress import Report, Step, silent
+from models.settings.train import Mode
 
 logger = logging.getLogger("pixelmill.train")
 
 Row = dict[str, Any]
+OnSamples = Callable[[int, NDArray[np.uint8]], None]  # images [n, height, width, 3]
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,12 @@ def fit(
     place: Place = Place(),
     report: Report = silent,
     on_epoch: Callable[[Row], None] = lambda row: None,
+    on_samples: OnSamples = lambda epoch, images: None,
 ) -> Fitted:
     """Trains the learner's network, which has its starting weights, and leaves those of the best epoch in it.
+
+    `on_samples` gets what a Sampler shows after each epoch, counted from 1, before that epoch counts as finished: who
+    keeps it has it of every epoch, whenever the training is killed.
 
     Raises UndecodableImage, NonFiniteLoss, NoRate, UsageError, and what the samples' `read` raises.
     """
@@ -84,9 +100,12 @@ def fit(
     devices = place.devices
     if recipe.mode == "features" and len(devices) > 1:
         devices = devices[:1]  # a head alone is trained in seconds
+    if isinstance(learner, AlternatingLearner) and len(devices) > 1:
+        logger.info("networks that learn against each other do so on one device: %s", devices[0])
+        devices = devices[:1]
     place = replace(place, devices=tuple(devices), threads=max(1, place.threads // len(devices)))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not deterministic
-    return together(place.devices, _fit, (learner, train, val, recipe, place), (report, on_epoch))
+    return together(place.devices, _fit, (learner, train, val, recipe, place), (report, on_epoch, on_samples))
 
 
 def _fit(
@@ -99,10 +118,12 @@ def _fit(
     place: Place,
     report: Report = silent,
     on_epoch: Callable[[Row], None] = lambda row: None,
+    on_samples: OnSamples = lambda epoch, images: None,
 ) -> Fitted:
     try:
         with _deterministic(device), contextlib.ExitStack() as stack:
-            return _Training(device, part, learner, train, val, recipe, place, report, on_epoch, stack).run()
+            hearing = report, on_epoch, on_samples
+            return _Training(device, part, learner, train, val, recipe, place, *hearing, stack).run()
     except torch.OutOfMemoryError:
         raise PixelmillError(
             f"{device} has too little memory for batches of {recipe.batch_size}: try a smaller --batch-size, "
@@ -128,13 +149,18 @@ class _Training:
         place: Place,
         report: Report,
         on_epoch: Callable[[Row], None],
+        on_samples: OnSamples,
         stack: contextlib.ExitStack,
     ):
         self.device, self.part, self.learner, self.recipe, self.place = device, part, learner, recipe, place
-        self.report, self.on_epoch = report, on_epoch
+        self.report, self.on_epoch, self.on_samples = report, on_epoch, on_samples
+        self.sign = -1 if lower_is_better(learner) else 1
         # Images arrive in this order of memory, in which convolutions are faster on CPUs, too.
         self.network = learner.network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        transfer.prepare(self.network, learner.parts, recipe.mode)
+        # Two networks that learn against each other change too fast for BatchNorms that keep old statistics.
+        is_whole = isinstance(learner, AlternatingLearner) and recipe.mode == "finetune"
+        self.transfer_mode: Mode = "scratch" if is_whole else recipe.mode
+        transfer.prepare(self.network, learner.parts, self.transfer_mode)
         if part.ranks > 1 and device.type == "cuda":
             self.network = learner.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
 
@@ -171,7 +197,7 @@ class _Training:
         self.outputs_of = learner.outputs if head is None else head.head_outputs
         self.names = train.names
         self.updater = self._updater()
-        self.average = AveragedWeights(self._state(), recipe.ema) if recipe.ema else None
+        self.average = AveragedWeights(self._averaged(), recipe.ema) if recipe.ema else None
         self.lr = 0.0 if recipe.lr == "auto" else recipe.lr
         self.history: list[Row] = []
         self.best: State = {}
@@ -204,15 +230,17 @@ class _Training:
     def _epoch(self, epoch: int) -> Row:
         """One pass over the training images."""
         recipe, part = self.recipe, self.part
-        changed = transfer.set_trainable(self.network, self.learner.parts, recipe.mode, epoch, recipe.unfreeze_epochs)
+        parts, unfreeze_epochs = self.learner.parts, recipe.unfreeze_epochs
+        changed = transfer.set_trainable(self.network, parts, self.transfer_mode, epoch, unfreeze_epochs)
         self.network.train()
-        if part.ranks > 1 and (changed or not self.updater.is_shared):
-            self.updater.share()
+        if part.ranks > 1 and (changed or not self._single.is_shared):
+            self._single.share()
         torch.manual_seed(_mixed(recipe.seed, epoch, part.rank))  # dropout, and what else the network draws
         per_epoch = self._updates_per_epoch()
         steps, warmup = per_epoch * recipe.epochs, round(per_epoch * recipe.warmup_epochs)
         began = time.perf_counter()
         sums: dict[str, float] = {}
+        counts: dict[str, int] = {}  # images by loss: of networks that alternate not each learns in every update
         images, rate = 0, 0.0
         stage = f"epoch {epoch + 1} of {recipe.epochs}"
         self.report(Step(stage, 0, per_epoch, self._told(None)))
@@ -220,15 +248,18 @@ class _Training:
             rate = self.lr * rate_factor(epoch * per_epoch + step, steps, warmup)
             losses = self.updater.update(batches, rate, epoch + 1, step + 1)
             if self.average is not None:
-                self.average.update(self._state())
+                self.average.update(self._averaged())
             size = sum(len(batch.indices) for batch in batches)
             images += size
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value * size
-            self.report(Step(stage, step + 1, per_epoch, self._told(sum(sums.values()) / images)))
+                counts[name] = counts.get(name, 0) + size
+            means = {name: value / counts[name] for name, value in sums.items()}
+            self.report(Step(stage, step + 1, per_epoch, self._told(means)))
         seconds = time.perf_counter() - began
-        means = {name: value / images for name, value in sums.items()}
-        row: Row = {"epoch": epoch + 1, "lr": rate, "train_loss": sum(means.values())}
+        row: Row = {"epoch": epoch + 1, "lr": rate}
+        if not isinstance(self.learner, AlternatingLearner):
+            row["train_loss"] = sum(means.values())
         row |= {f"train_{name}": value for name, value in means.items()} if len(means) > 1 else {}
         return row | {"seconds": seconds, "images_per_second": images * part.ranks / seconds}
 
@@ -236,6 +267,9 @@ class _Training:
         """The row with the metrics of the validation split, by the weights that would be kept."""
         with self._with_average():
             metrics = self._scores()
+            if isinstance(self.learner, Sampler):
+                with torch.no_grad():
+                    self.on_samples(row["epoch"], self.learner.samples())
         return row | {f"val_{name}": value for name, value in metrics.items()}
 
     def _scores(self) -> dict[str, float]:
@@ -251,15 +285,19 @@ class _Training:
     def _take(self, row: Row) -> None:
         """Notes a finished epoch, and keeps its weights if they are the best: of equally good ones the last."""
         main = f"val_{self.learner.main_metric}"
-        best = self.history[self.best_epoch - 1][main] if self.best_epoch else -math.inf
+        best = self.sign * self.history[self.best_epoch - 1][main] if self.best_epoch else -math.inf
+        value = self.sign * row[main]
         self.history.append(row)
         self.finished = row["epoch"]
-        if not self.best_epoch or row[main] >= best or math.isnan(best):
+        if not self.best_epoch or value >= best or math.isnan(best):
             self.best_epoch = self.finished
             if self.part.rank == 0:
-                self.best = copied(self._state() if self.average is None else self.average.average, "cpu")
-        improved = row[main] > best or self.finished == 1
+                averaged = {} if self.average is None else self.average.average
+                self.best = copied(self._state() | averaged, "cpu")
+        improved = value > best or self.finished == 1
         self.stale_epochs = 0 if improved else self.stale_epochs + 1
+        if self.part.rank == 0 and isinstance(self.learner, Watcher) and (said := self.learner.watch(self.history)):
+            logger.warning("epoch %d: %s", self.finished, said)
 
     def _is_over(self) -> bool:
         return bool(self.recipe.patience) and self.stale_epochs >= self.recipe.patience
@@ -270,8 +308,7 @@ class _Training:
         if saved is None:
             return 0
         load_state(self.network, saved["state"])
-        self.updater.optimizer.load_state_dict(saved["optimizer"])
-        self.updater.scaler.load_state_dict(saved["scaler"])
+        self.updater.load_state_dict(saved["updater"])
         if self.average is not None:
             self.average.updates = saved["averaged_updates"]
             for name, value in saved["average"].items():
@@ -290,8 +327,7 @@ class _Training:
             self.place.folder,
             {
                 "state": self._state(),
-                "optimizer": self.updater.optimizer.state_dict(),
-                "scaler": self.updater.scaler.state_dict(),
+                "updater": self.updater.state_dict(),
                 "average": self.average.average if self.average is not None else {},
                 "averaged_updates": self.average.updates if self.average is not None else 0,
                 "lr": self.lr,
@@ -309,7 +345,7 @@ class _Training:
         transfer.set_trainable(self.network, self.learner.parts, self.recipe.mode, self.recipe.unfreeze_epochs, 0)
         self.network.train()
         if self.part.ranks > 1:
-            self.updater.share()
+            self._single.share()
         torch.manual_seed(_mixed(self.recipe.seed, 0, self.part.rank))
         stream = (batches for epoch in count() for batches in self._updates(epoch))
         tried: list[tuple[float, float]] = []
@@ -339,9 +375,17 @@ class _Training:
         per_update = self.recipe.batch_size * self.recipe.accumulate * self.part.ranks
         return -(-len(self.names) // per_update)
 
-    def _updater(self) -> Updater:
+    def _updater(self) -> Updates:
+        if isinstance(self.learner, AlternatingLearner):
+            return self.learner.updater(self.recipe, self.device, self._cast, self.names)
         groups = [dict(group) for group in self.groups]
         return Updater(self.losses, groups, self.recipe, self.device, self._cast, self.names)
+
+    @property
+    def _single(self) -> Updater:
+        """The updater of what learns on several devices: one optimizer, one sum of losses."""
+        assert isinstance(self.updater, Updater)
+        return self.updater
 
     def _cast(self) -> contextlib.AbstractContextManager:
         return autocast(self.recipe.precision, self.device)
@@ -349,22 +393,33 @@ class _Training:
     def _state(self) -> State:
         return state_of(self.network, self.kept)
 
+    def _averaged(self) -> State:
+        """What weights are averaged of: all that is kept, or of networks that learn against each other one side."""
+        if isinstance(self.learner, AlternatingLearner):
+            return state_of(self.network, self.learner.averaged)
+        return self._state()
+
     @contextlib.contextmanager
     def _with_average(self) -> Iterator[None]:
         """The averaged weights in the network, if weights are averaged; then its own again."""
         if self.average is None:
             yield
             return
-        own = copied(self._state())
+        own = copied(self._averaged())
         load_state(self.network, self.average.average)
         try:
             yield
         finally:
             load_state(self.network, own)
 
-    def _told(self, loss: float | None) -> str:
-        """What is worth seeing beside the bar."""
-        said = [] if loss is None else [f"loss {loss:.3g}"]
+    def _told(self, losses: dict[str, float] | None) -> str:
+        """What is worth seeing beside the bar: the sum of the losses, or each loss of networks that alternate."""
+        if losses is None:
+            said = []
+        elif isinstance(self.learner, AlternatingLearner):
+            said = [f"{name} {value:.3g}" for name, value in losses.items()]
+        else:
+            said = [f"loss {sum(losses.values()):.3g}"]
         if self.history:
             value = self.history[-1][f"val_{self.learner.main_metric}"]
             said.append(f"{self.learner.main_metric} {value:.3f}")

@@ -1,14 +1,22 @@
 """What a task asks of a network that learns. A new task is one more module and one line in LEARNERS."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.nets.parts import Parts
 from models.records import Task
+
+if TYPE_CHECKING:
+    from models.learning.loading import Batch
+    from models.learning.recipe import Recipe
 
 # Task → the module of models.learning with its functions:
 #   targets(images, annotations, classes) → one target per row of `images` (Arrow tables of models.dataset)
@@ -43,7 +51,7 @@ class Learner(Protocol):
 
     network: nn.Module
     parts: Parts
-    main_metric: str  # decides which epoch is kept; higher is better
+    main_metric: str  # decides which epoch is kept; higher is better, unless the learner says lower_is_better
 
     def collate(self, targets: Sequence[Any]) -> Any:
         """The targets of a batch as tensors."""
@@ -70,3 +78,59 @@ class HeadLearner(Learner, Protocol):
 
     def head_outputs(self, features: Tensor) -> Any:
         """The same as `outputs`, from what `features` gave."""
+
+
+class Updates(Protocol):
+    """Makes the updates of a training, whatever number of optimizers it takes."""
+
+    def update(self, batches: "Sequence[Batch]", rate: float, epoch: int, step: int) -> dict[str, float]:
+        """Learns from the batches together, and returns the mean of each loss over their images.
+
+        Raises NonFiniteLoss, and then the weights are of no use. `epoch` and `step` are for its message.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update depends on but the weights: tensors, numbers, lists and dicts of these."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+
+
+@runtime_checkable
+class AlternatingLearner(Learner, Protocol):
+    """A Learner of several networks that learn against each other, so that one sum of losses is not enough.
+
+    It learns on one device, and its `losses` are not called.
+    """
+
+    averaged: tuple[str, ...]  # the modules of the network whose weights are averaged, if weights are
+
+    def updater(
+        self,
+        recipe: "Recipe",
+        device: torch.device,
+        cast: Callable[[], AbstractContextManager],
+        names: Sequence[str],
+    ) -> Updates:
+        """New updates of the network, which is on the device; `names`: of the training images, for messages."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A Learner that can show after each epoch what it has learned."""
+
+    def samples(self) -> NDArray[np.uint8]:
+        """Images [n, height, width, 3], always from the same latents or images; in evaluation mode."""
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A Learner whose training can go wrong in ways that no loss shows."""
+
+    def watch(self, history: Sequence[Mapping[str, Any]]) -> str | None:
+        """What is to be said after the last epoch of the history, if anything."""
+
+
+def lower_is_better(learner: Learner) -> bool:
+    """Whether its main metric is a distance or an error."""
+    return getattr(learner, "lower_is_better", False)

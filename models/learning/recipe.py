@@ -102,12 +102,13 @@ def resolve(settings: Training) -> Recipe:
         if is_asked and not is_known:
             raise UsageError(f"{option} means nothing to models that {task}, such as {settings.model}: leave it out")
     # A detector of two stages learns as the one that draws masks does.
-    defaults = _DEFAULTS[Task.INSTANCE if entry.family == "faster_rcnn" else task][settings.mode]
+    mode = settings.mode or entry.usual_mode(settings.weights)
+    defaults = _DEFAULTS[Task.INSTANCE if entry.family == "faster_rcnn" else task][mode]
     lr = settings.lr
     if lr is None:
         lr = defaults.lr * (_SGD_TO_ADAMW if settings.optimizer == "sgd" else 1.0)
     return Recipe(
-        mode=settings.mode,
+        mode=mode,
         epochs=settings.epochs or defaults.epochs,
         batch_size=settings.batch_size or defaults.batch_size,
         lr=lr,

@@ -1,7 +1,7 @@
 """One update of the weights: losses, gradients of several batches, clipping, optimizer."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -112,6 +112,15 @@ class Updater:
         if wrong:
             raise NonFiniteLoss(epoch, step, wrong[0], [self._names[i] for batch in batches for i in batch.indices])
         return named
+
+    def state_dict(self) -> dict[str, Any]:
+        """See models.learning.learner.Updates."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See models.learning.learner.Updates."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
 
     def _unsynchronised(self, last: bool) -> AbstractContextManager:
         return contextlib.nullcontext() if self._shared is None or last else self._shared.no_sync()

@@ -2,14 +2,15 @@
 
 A family is a module that the catalogue names. It imports torch only inside its functions:
 
-build(builder, num_classes) → the network in PyTorch, untrained
+build(builder, num_classes) → the network in PyTorch, untrained; where the family says SIZED = True, build(builder,
+    num_classes, size) with the side of the input in pixels. One that makes images of latents has `latent_size`.
 graph(network, card) → a module from the images [batch, height, width, 3] uint8 to the task's outputs, ready for export
 wake(network, card, images) makes an untrained network give answers that depend on the image
 reference(network, card) → what the graph must agree with: a function from the same images to the same outputs, by name
 
 For a family that learns, also:
 
-build_for_training(builder, num_classes) → the same network with what only serves training, such as auxiliary heads
+build_for_training, with the arguments of build → the same with what only serves training, such as auxiliary heads
 IGNORED_PREFIXES: how the parameters of these begin; weights may hold them or lack them, published ones lack them
 parts(network, builder) → Parts: which modules are the head, and the stages of the backbone from the input on
 

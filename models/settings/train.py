@@ -21,12 +21,14 @@ class Training(Settings):
 
     model: Annotated[str, Field(min_length=1, description="The architecture, e.g. mobilenet_v2 or resnet50.")]
     mode: Annotated[
-        Mode,
+        Mode | None,
         Field(
             description="features: only the new head learns, on the frozen backbone's outputs; finetune: everything "
-            "learns, the backbone at a lower rate; scratch: everything learns, from random weights."
+            "learns, the backbone at a lower rate; scratch: everything learns, from random weights. By default "
+            "finetune. Of generators, features: the discriminator's early layers are frozen (FreezeD); finetune: both "
+            "networks learn on from --weights MODEL; by default scratch without --weights, and else finetune."
         ),
-    ] = "finetune"
+    ] = None
     weights: Annotated[
         str | None,
         Field(
