@@ -38,7 +38,7 @@ so it takes the place of p(z) when the training is over (`Aggregate`): the anoma
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,8 +49,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from models.card import Card
 from models.nets.normalisation import Normalise
 from models.nets.parts import Parts
-
-Observation = Literal["gaussian", "bernoulli"]
+from models.settings.train import Observation
 
 IGNORED_PREFIXES = ()
 SIZED = True
