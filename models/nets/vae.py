@@ -102,8 +102,7 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """See the class."""
-        features = self.project(latent)
-        return self.enlarge(features.view(len(latent), -1, self.side, self.side))
+        return self.enlarge(self.project(latent).unflatten(1, (-1, self.side, self.side)))
 
 
 class Aggregate(nn.Module):
