@@ -12,6 +12,7 @@ from models.settings.fields import Precision
 
 ONNX_FILE = "model.onnx"
 CARD_FILE = "card.json"
+DECODER_FILE = "decoder.onnx"
 WEIGHTS_FILE = "weights.safetensors"
 
 
@@ -39,6 +40,7 @@ class Card:
     input: ResizeRule
     score: float = 0.25  # findings below it are dropped, unless predict says otherwise
     score_floor: float = 0.0  # the graph itself never gives findings below it
+    latent_size: int = 0  # length of the latent vectors that it makes images of; 0: it only takes images
     precision: Precision = "fp32"
     source: str = ""  # e.g. "torchvision:mobilenet_v2"
     licence: str = ""  # of the weights
@@ -69,6 +71,23 @@ class Card:
     def onnx_file(self) -> str:
         """The name of the graph's file in the version's folder."""
         return onnx_file(self.precision)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether a generator is told the class of the image it makes."""
+        return self.latent_size > 0 and bool(self.labels)
+
+    @property
+    def generator_file(self) -> str | None:
+        """The file of the graph that makes images of latent vectors; None for models that only take images."""
+        if not self.latent_size:
+            return None
+        return self.onnx_file if self.task is Task.GENERATE else DECODER_FILE
+
+    @property
+    def as_generator(self) -> "Card":
+        """The card of the graph in `generator_file`: of a model that also takes images, its decoder's."""
+        return self if self.task is Task.GENERATE else replace(self, task=Task.GENERATE)
 
     @property
     def is_exported(self) -> bool:
@@ -108,6 +127,8 @@ class Card:
             "score": self.score,
             "score_floor": self.score_floor,
         }
+        if self.latent_size:  # models without one keep the version that they always had
+            decisive["latent_size"] = self.latent_size
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         suffix = "" if self.precision == "fp32" else f".{self.precision}"
         return replace(self, version=digest[:12] + suffix)

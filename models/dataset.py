@@ -61,6 +61,9 @@ NEEDED: dict[Task, tuple[str, ...]] = {
     Task.DETECT: ("boxes",),
     Task.INSTANCE: ("boxes", "masks"),  # without boxes a mask holds all that is of its class
     Task.SEMANTIC: ("masks",),
+    Task.GENERATE: (),  # a conditional generator needs labels
+    Task.TRANSLATE: (),
+    Task.EMBED: (),
 }
 
 

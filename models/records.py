@@ -13,6 +13,9 @@ class Task(StrEnum):
     DETECT = "detect"
     INSTANCE = "instance"
     SEMANTIC = "semantic"
+    GENERATE = "generate"  # images from latent vectors; no table holds what it answers
+    TRANSLATE = "translate"  # an image into another of the same size
+    EMBED = "embed"
 
 
 class Status(StrEnum):
@@ -46,12 +49,15 @@ _LABEL = [("label", pa.string()), ("score", pa.float32())]
 _BOX = [(name, pa.float32()) for name in ("x_min", "y_min", "x_max", "y_max")]
 _MASK = [("area", pa.float32()), ("mask", pa.string())]  # pixels that are on; COCO compressed RLE counts
 
-# The result column of each task; boxes and masks are in pixels of the oriented original image, `height` by `width`.
+# The result columns of each task; boxes and masks are in pixels of the oriented original image, `height` by `width`.
 RESULT_FIELDS: dict[Task, list[pa.Field]] = {
     Task.CLASSIFY: [pa.field("labels", pa.list_(pa.struct(_LABEL)))],
     Task.DETECT: [pa.field("objects", pa.list_(pa.struct(_LABEL + _BOX)))],
     Task.INSTANCE: [pa.field("objects", pa.list_(pa.struct(_LABEL + _BOX + _MASK)))],
     Task.SEMANTIC: [pa.field("segments", pa.list_(pa.struct(_LABEL[:1] + _MASK)))],
+    Task.GENERATE: [],
+    Task.TRANSLATE: [pa.field("output", pa.string())],  # URI of the image made
+    Task.EMBED: [pa.field("embedding", pa.list_(pa.float32())), pa.field("anomaly", pa.float32())],
 }
 
 

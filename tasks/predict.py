@@ -32,6 +32,8 @@ RESULT_SETTINGS: dict[Task, tuple[str, ...]] = {
     Task.DETECT: ("score", "tile", "overlap", "max_pixels"),
     Task.INSTANCE: ("score", "tile", "overlap", "max_pixels"),
     Task.SEMANTIC: ("tile", "overlap", "max_pixels"),
+    Task.TRANSLATE: ("tile", "overlap", "max_pixels"),
+    Task.EMBED: ("max_pixels",),
 }
 
 

@@ -30,8 +30,15 @@ from tasks.table import Table
 # The views of a data set, by the suffix of their names.
 OF_DATASET = {"images": IMAGES_FILE, "annotations": ANNOTATIONS_FILE, "rejects": REJECTS_FILE}
 
-# The columns that hold findings; each is unrolled by the view of that suffix.
-FINDINGS = list(dict.fromkeys(field.name for fields in RESULT_FIELDS.values() for field in fields))
+# The columns that hold findings, lists of structs; each is unrolled by the view of that suffix.
+FINDINGS = list(
+    dict.fromkeys(
+        field.name
+        for fields in RESULT_FIELDS.values()
+        for field in fields
+        if pa.types.is_list(field.type) and pa.types.is_struct(field.type.value_type)
+    )
+)
 
 MODELS_SCHEMA = pa.schema(
     [

@@ -28,6 +28,9 @@ LEARNERS: dict[Task, str] = {
     Task.DETECT: "detection",
     Task.INSTANCE: "instances",
     Task.SEMANTIC: "segmentation",
+    Task.GENERATE: "adversarial",
+    Task.TRANSLATE: "translation",
+    Task.EMBED: "embedding",
 }
 
 

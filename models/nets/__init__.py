@@ -8,6 +8,12 @@ graph(network, card) → a module from the images [batch, height, width, 3] uint
 wake(network, card, images) makes an untrained network give answers that depend on the image
 reference(network, card) → what the graph must agree with: a function from the same images to the same outputs, by name
 
+A network that makes images (the card has a `latent_size`) takes latents f32 [batch, latent_size] and, where the card
+has labels, labels i64 [batch] in place of images, in this order: so do its `graph` and its `reference`. One that takes
+images and can also make them, such as an autoencoder, gives this second graph as
+
+decoder_graph(network, card), decoder_reference(network, card) → as the two above, from latents to `images_out`
+
 For a family that learns, also:
 
 build_for_training, with the arguments of build → the same with what only serves training, such as auxiliary heads

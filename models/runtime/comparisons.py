@@ -87,6 +87,35 @@ def compare_class_maps(
     return len(want) if differ else 0, {"pixels": float((want != got).mean(axis=(1, 2)).max())}
 
 
+def compare_images(
+    expected: Outputs, actual: Outputs, tolerance: Mapping[str, float], card: Card
+) -> tuple[int, dict[str, float]]:
+    """`levels` is the largest difference of any value, in grey levels of 255; `mean_level` that of one image's mean."""
+    want, got = (outputs["images_out"].astype(np.int16) for outputs in (expected, actual))  # [batch, h, w, 3]
+    differ = bool((want != want[:1]).any())  # else the network is asleep, and nothing was compared
+    levels = np.abs(want - got)
+    return len(want) if differ else 0, {
+        "levels": float(levels.max()),
+        "mean_level": float(levels.mean(axis=(1, 2, 3)).max()),
+    }
+
+
+def compare_embeddings(
+    expected: Outputs, actual: Outputs, tolerance: Mapping[str, float], card: Card
+) -> tuple[int, dict[str, float]]:
+    """`embedding` is the largest distance of a vector from its counterpart, as a share of the vectors' spread over
+    the images; `anomaly` likewise."""
+    want, got = expected["embedding"], actual["embedding"]  # [batch, d]
+    spread = float(np.sqrt(((want - want.mean(axis=0)) ** 2).sum(axis=1).mean()))
+    differ = spread > _SAME_ANSWER  # else the network is asleep, and nothing was compared
+    distance = np.sqrt(((want - got) ** 2).sum(axis=1)).max()
+    scale = max(float(expected["anomaly"].std()), 1e-3 * float(np.abs(expected["anomaly"]).max()), _SAME_ANSWER)
+    return len(want) if differ else 0, {
+        "embedding": float(distance) / max(spread, _SAME_ANSWER),
+        "anomaly": float(np.abs(expected["anomaly"] - actual["anomaly"]).max()) / scale,
+    }
+
+
 def _match(
     expected: Outputs, actual: Outputs, tolerance: Mapping[str, float], card: Card
 ) -> tuple[int, tuple[list[int], list[int]], dict[str, float]]:
@@ -129,6 +158,13 @@ _BOX_TOLERANCE = {
     "int8": {"scores": 0.1, "boxes_xyxy": 8.0, "unmatched": 0.1},
 }
 
+_IMAGE_TOLERANCE = {
+    "fp32": {"levels": 1.0, "mean_level": 0.01},
+    "bf16": {"levels": 16.0, "mean_level": 1.0},
+    "fp16": {"levels": 8.0, "mean_level": 0.5},
+    "int8": {"levels": 64.0, "mean_level": 4.0},
+}
+
 COMPARISONS: dict[Task, Comparison] = {
     Task.CLASSIFY: Comparison(
         compare_probabilities,
@@ -155,6 +191,17 @@ COMPARISONS: dict[Task, Comparison] = {
     Task.SEMANTIC: Comparison(
         compare_class_maps,
         {"fp32": {"pixels": 1e-3}, "bf16": {"pixels": 0.02}, "fp16": {"pixels": 0.01}, "int8": {"pixels": 0.05}},
+    ),
+    Task.GENERATE: Comparison(compare_images, _IMAGE_TOLERANCE),
+    Task.TRANSLATE: Comparison(compare_images, _IMAGE_TOLERANCE),
+    Task.EMBED: Comparison(
+        compare_embeddings,
+        {
+            "fp32": {"embedding": 1e-3, "anomaly": 1e-3},
+            "bf16": {"embedding": 0.05, "anomaly": 0.1},
+            "fp16": {"embedding": 0.02, "anomaly": 0.05},
+            "int8": {"embedding": 0.2, "anomaly": 0.3},
+        },
     ),
 }
 

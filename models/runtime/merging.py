@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.errors import Rejected
 from models.imaging.geometry import Geometry
 from models.records import Task
-from models.runtime.results import Detection, Finding, Instances, Segments
+from models.runtime.results import Detection, Finding, Instances, Segments, Translation
 
 SAME_IOU = 0.5  # of two findings of one class, within what both of their tiles show
 SAME_SHARE = 0.5  # of the smaller box, where the lower ranked one may not be the whole object, or was seen coarsely
@@ -76,10 +76,16 @@ def merge_segments(views: Views) -> Segments:
     )
 
 
+def merge_translations(views: Views) -> Translation:
+    """What was made of each tile; `models.imaging.restore` blends them."""
+    return Translation([view for _, finding in views for view in finding.views])  # type: ignore[union-attr]
+
+
 MERGES: dict[Task, Callable[[Views], Finding]] = {
     Task.DETECT: merge_detections,
     Task.INSTANCE: merge_instances,
     Task.SEMANTIC: merge_segments,
+    Task.TRANSLATE: merge_translations,
 }
 
 

@@ -5,14 +5,14 @@ A new task is one more entry in `ANSWERS`, and its fields in models.records.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from models.card import Card
-from models.errors import Rejected
+from models.errors import Rejected, UsageError
 from models.imaging.geometry import Geometry
 from models.records import RESULT_FIELDS, Status, Task
 
@@ -50,7 +50,26 @@ class Segments(NamedTuple):
     masks: list[str]  # k COCO counts, of the size of the oriented original
 
 
-Finding = Classification | Detection | Instances | Segments
+class Embedding(NamedTuple):
+    """Where one image lies among all others, and how unlike those of the training it is."""
+
+    values: NDArray[np.float32]  # [d]
+    anomaly: float  # higher is stranger; in the model's own unit
+
+
+class Translation(NamedTuple):
+    """What was made of the views of one image: of the whole, or of its tiles."""
+
+    views: list[tuple[Geometry, NDArray[np.uint8]]]  # [h, w, 3] each, of the size of the model's input
+
+
+class Written(NamedTuple):
+    """A translation that lies in the store."""
+
+    output: str  # URI
+
+
+Finding = Classification | Detection | Instances | Segments | Embedding | Translation | Written
 Outputs = Mapping[str, NDArray]  # by the name in the ONNX contract
 
 
@@ -188,11 +207,38 @@ def read_segments(
     return findings
 
 
-def _list_array(findings: Sequence, counts: list[int], structs: pa.StructArray) -> pa.ListArray:
-    """One list per image over the rows of `structs`; null where the finding is None."""
+def read_embeddings(
+    outputs: Outputs, geometries: Sequence[Geometry], card: Card, score: float, top_k: int
+) -> "list[Finding | Rejected]":
+    """The vector of each image and its anomaly. There is no score, so no threshold applies."""
+    vectors, anomalies = outputs["embedding"], outputs["anomaly"]  # [batch, d], [batch]
+    finite = np.isfinite(vectors).all(axis=1) & np.isfinite(anomalies)  # [batch]
+    return [
+        Embedding(vectors[i].astype(np.float32), float(anomalies[i])) if finite[i] else _not_finite("embedding")
+        for i in range(len(geometries))
+    ]
+
+
+def read_translations(
+    outputs: Outputs, geometries: Sequence[Geometry], card: Card, score: float, top_k: int
+) -> "list[Finding | Rejected]":
+    """What was made of each view, in the size of the model's input: it is enlarged when all views are there."""
+    made = zip(geometries, outputs["images_out"], strict=True)
+    return [Translation([(geometry, image.copy())]) for geometry, image in made]
+
+
+def read_nothing(
+    outputs: Outputs, geometries: Sequence[Geometry], card: Card, score: float, top_k: int
+) -> "list[Finding | Rejected]":
+    """A generator is shown no images, so that it has nothing to say of any. Raises UsageError."""
+    raise UsageError(f"{card.reference} makes images and is shown none: use `pixelmill generate {card.reference}`")
+
+
+def _list_array(findings: Sequence, counts: list[int], values: pa.Array) -> pa.ListArray:
+    """One list per image over `values`; null where the finding is None."""
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)  # [images + 1]
     missing = pa.array([finding is None for finding in findings], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(offsets), structs, mask=missing)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=missing)
 
 
 def _concatenated(arrays: list[NDArray], empty_shape: tuple[int, ...], dtype: type) -> NDArray:
@@ -226,6 +272,8 @@ _OBJECTS = (
     Output("batch_index", "tensor(int64)", 1),
 )
 
+_IMAGES_OUT = (Output("images_out", "tensor(uint8)", 4),)
+
 ANSWERS: dict[Task, Answer] = {
     Task.CLASSIFY: Answer(
         outputs=(Output("probabilities", "tensor(float)", 2),),
@@ -234,12 +282,31 @@ ANSWERS: dict[Task, Answer] = {
     Task.DETECT: Answer(outputs=_OBJECTS, read=read_detections),
     Task.INSTANCE: Answer(outputs=(*_OBJECTS, Output("masks", "tensor(float)", 3)), read=read_instances),
     Task.SEMANTIC: Answer(outputs=(Output("class_map", "tensor(uint8)", 3),), read=read_segments),
+    Task.GENERATE: Answer(outputs=_IMAGES_OUT, read=read_nothing),
+    Task.TRANSLATE: Answer(outputs=_IMAGES_OUT, read=read_translations),
+    Task.EMBED: Answer(
+        outputs=(Output("embedding", "tensor(float)", 2), Output("anomaly", "tensor(float)", 1)), read=read_embeddings
+    ),
 }
 
 
-def result_columns(task: Task, findings: Sequence[Finding | None], labels: Sequence[str]) -> dict[str, pa.Array]:
+def result_columns(task: Task, findings: Sequence[Any], labels: Sequence[str]) -> dict[str, pa.Array]:
     """The Arrow columns of `RESULT_FIELDS[task]`, by name, one row per finding.
 
     An image without findings has an empty list; None (an image that is not `ok`) becomes null.
     """
-    return {RESULT_FIELDS[task][0].name: _finding_column(task, findings, labels)}
+    if task is Task.EMBED:
+        return _embedding_columns(findings)
+    if task is Task.TRANSLATE:
+        return {"output": pa.array([None if f is None else f.output for f in findings], pa.string())}
+    return {field.name: _finding_column(task, findings, labels) for field in RESULT_FIELDS[task]}
+
+
+def _embedding_columns(findings: Sequence) -> dict[str, pa.Array]:
+    present = [finding.values for finding in findings if finding is not None]
+    values = pa.array(_concatenated(present, (0,), np.float32))
+    counts = [0 if finding is None else len(finding.values) for finding in findings]
+    return {
+        "embedding": _list_array(findings, counts, values),
+        "anomaly": pa.array([None if finding is None else finding.anomaly for finding in findings], pa.float32()),
+    }
