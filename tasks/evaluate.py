@@ -247,7 +247,7 @@ def _compared(
         rows,
         images,
         annotations.filter(pc.is_in(annotations.column("image"), value_set=images.column("image").combine_chunks())),
-        card.labels,
+        card.labels or card.training.get("classes", ()),
         dataset.classes,
         temperature=card.metrics.get("temperature"),
         fit=split == "val",

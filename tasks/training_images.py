@@ -84,7 +84,7 @@ def training_images(store: str, dataset: Dataset, task: Task) -> TrainingImages:
     """
     if task == Task.CLASSIFY:
         _check_labels(dataset)
-    else:
+    elif task in _NEEDS:
         _check_annotations(dataset, task)
     train = _usable(datasets.read_images(store, dataset, "train"), dataset, "train", task)
     if not train.num_rows:
@@ -99,7 +99,7 @@ def training_images(store: str, dataset: Dataset, task: Task) -> TrainingImages:
         train, val = _carve(train, dataset)
     if task == Task.CLASSIFY:
         _check_classes(train, dataset)
-    else:
+    elif task in _NEEDS:
         _check_objects(train, val, datasets.read_annotations(store, dataset), dataset, task)
     return TrainingImages(train, val, carved)
 

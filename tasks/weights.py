@@ -42,6 +42,7 @@ class Start:
     input: ResizeRule  # for the new model
     source: str  # for the card
     licence: str  # of the weights, for the card; "" where nobody knows
+    latent_size: int = 0  # of the latent vectors of a model of the store; 0: it has none, or nobody knows
 
 
 def starting_state(
@@ -92,7 +93,7 @@ def starting_state(
         rule = catalog.input_rule(architecture, usual, image_size)
         return Start(state, None, rule, f"{architecture} on {card.reference}", card.licence)
     rule = catalog.input_rule(architecture, usual, image_size, card.input)
-    return Start(load_model(store, card), card.labels, rule, card.reference, card.licence)
+    return Start(load_model(store, card), card.labels, rule, card.reference, card.licence, card.latent_size)
 
 
 def _entry_of_backbone(classifier: str, name: str) -> Pretrained | None:

@@ -29,14 +29,16 @@ MEASURES: dict[Task, str] = {
     Task.DETECT: "detection_metrics",
     Task.INSTANCE: "detection_metrics",
     Task.SEMANTIC: "segmentation_metrics",
+    Task.EMBED: "embedding_metrics",
 }
 
-# Decides what is promoted and what an export may lose; 0 to 1, higher is better.
+# Decides what is promoted and what an export may lose; higher is better. 0 to 1, but for elbo, in nats per value.
 MAIN_METRIC: dict[Task, str] = {
     Task.CLASSIFY: "top1",
     Task.DETECT: "ap",
     Task.INSTANCE: "mask_ap",
     Task.SEMANTIC: "miou",
+    Task.EMBED: "elbo",
 }
 
 
@@ -58,7 +60,8 @@ class Measure(Protocol):
 
         `rows`: image, status and the task's result column, one row per image of `images` (IMAGES_SCHEMA) in any order;
         of an image that has another status than ok nothing was found. `annotations` (ANNOTATIONS_SCHEMA): those of
-        these images. `labels`: the model's; `classes`: the data set's. `temperature`, `score`: those of the model's
+        these images. `labels`: the model's, of one without labels those of its training images; `classes`: the data
+        set's. `temperature`, `score`: those of the model's
         card; findings below the score are among the rows. `fit`: these images may also say which temperature or score
         is best. Raises UsageError where labels and classes have none in common.
         """

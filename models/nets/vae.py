@@ -228,7 +228,7 @@ def parts(network: nn.Module, builder: str) -> Parts:
         ("encoder.0",),
         *((f"encoder.{a}", f"encoder.{b}") for a, b in zip(convolutions[1::2], convolutions[2::2], strict=True)),
     ]
-    return Parts(("posterior", "decoder", "likelihood"), tuple(stages))
+    return Parts(("posterior", "decoder", "likelihood", "aggregate"), tuple(stages))
 
 
 def normaliser() -> Normalise:
