@@ -42,6 +42,9 @@ class Recipe:
     cycle_weight: float = 10.0
     identity_weight: float = 5.0
     precision: Arithmetic = "fp32"
+    critic_steps: int = 1
+    penalty: float = 0.0
+    clip_weights: float = 0.0
     seed: int = 0
 
 

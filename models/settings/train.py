@@ -55,10 +55,17 @@ class Training(Settings):
     ] = None
     augment: Annotated[
         Augment | None,
-        Field(description="How much training images are varied; by default light, for a classifier's features none."),
+        Field(
+            description="How much training images are varied; by default light, for a classifier's features none. Of "
+            "generators real and made ones, differentiably (DiffAugment); strong for a few hundred images."
+        ),
     ] = None
     flip: Annotated[
-        bool, Field(description="Mirror training images; switch off where left and right differ, as in text.")
+        bool,
+        Field(
+            description="Mirror training images; switch off where left and right differ, as in text. Generators never "
+            "do: they would make mirrored images."
+        ),
     ] = True
     mosaic: Annotated[
         bool, Field(description="Detectors: show several training images in one, until shortly before the end.")
@@ -124,6 +131,26 @@ class Training(Settings):
         Literal["auto", "fp32", "bf16", "fp16"],
         Field(description="Of the arithmetic; auto: bf16 or fp16 where the device is built for it."),
     ] = "auto"
+    critic_steps: Annotated[
+        int | None,
+        Field(
+            ge=1, description="Generators: updates of the discriminator for each of the generator; wgan_gp 5, else 1."
+        ),
+    ] = None
+    penalty: Annotated[
+        float | None, Field(ge=0, description="wgan_gp: weight of the gradient penalty; by default 10.")
+    ] = None
+    clip_weights: Annotated[
+        float | None,
+        Field(gt=0, description="wgan_gp: clip the critic's weights to ± this, e.g. .01, in place of the penalty."),
+    ] = None
+    judge: Annotated[
+        str | None,
+        Field(
+            description="Generators: what compares made images with real ones: a classifier of the store, imagenet or "
+            "pixels; by default imagenet, and pixels where its weights cannot be had."
+        ),
+    ] = None
     device: Annotated[Device, Field(description="auto takes all GPUs that are there, else the CPU.")] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32, description="The same seed and machine give the same model.")] = 0
     resume: Annotated[bool, Field(description="Go on from the last epoch of a training that was interrupted.")] = True
