@@ -134,14 +134,14 @@ def test_kl_is_let_in_slowly(done, warmup, share):
 @pytest.mark.parametrize("observation", ["gaussian", "bernoulli"])
 def test_a_few_epochs_raise_the_bound(observation):
     images = images_of([0, 1, 2], 8)
-    learner = learner_of("vae", recipe_of(epochs=12, observation=observation))
-    samples = samples_of(images, "vae")
-    fitted = fit(learner, samples, samples, learner_recipe := recipe_of(epochs=12, observation=observation))
+    recipe = recipe_of(epochs=30, batch_size=4, observation=observation)
+    learner, samples = learner_of("vae", recipe), samples_of(images, "vae")
+    fitted = fit(learner, samples, samples, recipe)
     first, last = fitted.history[0], fitted.history[-1]
-    assert learner_recipe.observation == learner.network.likelihood.observation
+    assert learner.network.likelihood.observation == observation
     assert last["train_reconstruction"] < first["train_reconstruction"]
     assert last["val_elbo"] > first["val_elbo"]
-    assert last["val_mse"] < first["val_mse"] / 3
+    assert last["val_mse"] < first["val_mse"] / 2
     assert 1 <= last["val_active_units"] <= LATENT
     assert last["val_elbo"] == pytest.approx(-last["val_reconstruction"] - last["val_kl"] / images[0].size)
 
@@ -186,7 +186,7 @@ def test_the_same_seed_gives_the_same_weights():
 
 def test_posterior_collapse_is_said(caplog):
     samples = samples_of(images_of([0, 1], 6), "vae")
-    recipe = recipe_of(epochs=3, beta=1e5, kl_warmup=0.0)
+    recipe = recipe_of(epochs=12, batch_size=4, beta=1e5, kl_warmup=0.0)
     with caplog.at_level(logging.WARNING, "pixelmill.train"):
         fitted = fit(learner_of("vae", recipe), samples, samples, recipe)
     assert fitted.history[-1]["val_active_units"] == 0
@@ -255,9 +255,9 @@ def test_a_grid_shows_images_over_what_comes_back():
 # What is strange
 
 
-def test_colours_that_were_not_learnt_are_strange(tmp_path):
+def test_colours_that_were_not_learnt_are_strange():
     samples = samples_of(images_of([0, 1], 16), "vae")
-    recipe = recipe_of(epochs=12)
+    recipe = recipe_of(epochs=30, batch_size=4)
     learner = learner_of("vae", recipe)
     fit(learner, samples, samples, recipe)
     network = learner.network.eval()
