@@ -221,10 +221,9 @@ class TranslationUpdates:
         self._generators = [network.get_submodule(name) for name in cyclegan.GENERATORS]
         self._discriminators = [network.get_submodule(name) for name in cyclegan.DISCRIMINATORS]
         self.optimizers = [
-            torch.optim.AdamW(
+            torch.optim.Adam(
                 [p for module in modules for p in module.parameters()],
                 betas=_BETAS,
-                weight_decay=recipe.weight_decay,
             )
             for modules in (self._generators, self._discriminators)
         ]
