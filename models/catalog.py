@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from models.nets.pretrained import Pretrained
 
 _TELLING_APART = (Task.CLASSIFY, Task.DETECT, Task.INSTANCE, Task.SEMANTIC)
-_NOT_SHIPPED: tuple[Task, ...] = (Task.TRANSLATE, Task.EMBED)  # nobody publishes trained weights for these
+_NOT_SHIPPED = (Task.GENERATE, Task.TRANSLATE, Task.EMBED)  # nobody publishes trained weights for these
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,13 @@ def _segmenter(family: str, builder: str, backbone: str | None = None, weights: 
     return Entry(Task.SEMANTIC, family, builder, weights, rule, backbone=backbone)
 
 
+def _gan(builder: str, is_conditional: bool = False) -> Entry:
+    # The whole middle of an image: what is made has its proportions, and no padding.
+    rule = ResizeRule("crop", 32, 32, short_side=32)
+    sizes = (32, 64, 128)
+    return Entry(Task.GENERATE, "gan", builder, input=rule, sizes=sizes, is_conditional=is_conditional)
+
+
 CATALOG: dict[str, Entry] = {
     "resnet18": _classifier("resnet18", "IMAGENET1K_V1"),
     "resnet34": _classifier("resnet34", "IMAGENET1K_V1"),
@@ -155,6 +162,9 @@ CATALOG: dict[str, Entry] = {
     "cyclegan": Entry(
         Task.TRANSLATE, "cyclegan", "cyclegan", input=ResizeRule("stretch", 128, 128), multiple=4, has_target=True
     ),
+    "dcgan": _gan("dcgan"),
+    "wgan_gp": _gan("wgan_gp"),
+    "conditional_gan": _gan("conditional_gan", is_conditional=True),
 }
 
 

@@ -30,6 +30,8 @@ from models.settings.export import ExportSettings
 from models.settings.train import TrainSettings
 from tasks import registry
 from tasks.datasets import datasets
+from tasks.judge import judge
+from tasks.photographs import encode_png
 from tasks.storage import normalise
 from tasks.table import write_parquet
 from tasks.training_images import TrainingImages, image_files, labels_of_objects, training_images
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from models.learning.fit import Fitted
+    from models.learning.judging import Judge
     from models.learning.recipe import Recipe
     from models.learning.samples import Augmentation, Samples
     from models.nets.parts import Parts
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pixelmill.train")
 
 HISTORY_FILE = "history.parquet"
+SAMPLES_FOLDER = "samples"  # epoch-0001.png …: what a model that makes images made after each epoch
 FOLDER_VARIABLE = "PIXELMILL_TRAINING"
 _PARITY_IMAGES = 8
 
@@ -90,6 +94,7 @@ class _Plan:
     devices: tuple[str, ...]
     start: str  # where the weights come from
     key: str
+    judge: "Judge | None"  # of models that make images
     target: _Target | None = None  # of models that translate
 
 
@@ -98,11 +103,12 @@ def train(
     settings: TrainSettings,
     report: Report = silent,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_samples: Callable[[int, bytes], None] = lambda epoch, png: None,
 ) -> Trained:
     """Trains, exports, measures and publishes a model; the same again finds it, and after a kill goes on.
 
-    `on_epoch` gets the curves' row of each epoch. Raises UsageError for what cannot be learned,
-    NonFiniteLoss, ModelError and ParityError; then nothing is published.
+    `on_epoch` gets the curves' row of each epoch, and `on_samples` what a model that makes images made after it. Raises
+    UsageError for what cannot be learned, NonFiniteLoss, ModelError and ParityError; then nothing is published.
     """
     store = normalise(store)
     if settings.promote_if_better and not settings.export:
@@ -112,7 +118,7 @@ def train(
         plan = _plan(store, settings, report)
         card, new = _find(store, settings, plan, report), False
         if card is None:
-            card, new = _train(store, settings, plan, report, on_epoch)
+            card, new = _train(store, settings, plan, report, on_epoch, on_samples)
         else:
             logger.info("%s was trained so before: nothing to do", card.reference)
     except ModuleNotFoundError as error:
@@ -145,7 +151,7 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     dataset = datasets.resolve(store, settings.dataset)
     entry = catalog.entry(settings.model)
     target = _target(store, settings, entry, dataset)
-    images = training_images(store, dataset, entry.task)
+    images = training_images(store, dataset, entry.task, entry.is_conditional)
 
     from models.learning.precision import arithmetic
     from models.learning.recipe import resolve
@@ -178,6 +184,7 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
         source=f"{start.source}, {recipe.mode} on {dataset.reference}",
         licence=start.licence,
     )
+    judged_by = judge(settings.judge, store) if entry.task in (Task.GENERATE, Task.TRANSLATE) else None
     decisive = {
         "dataset": dataset.reference,
         **({} if target is None else {"target": target.dataset.reference}),
@@ -187,8 +194,10 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
         "recipe": asdict(recipe),
         "devices": [device.partition(":")[0] for device in devices],
     }
+    if judged_by is not None:  # it decides which epoch is kept
+        decisive["judge"] = judged_by.name
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:24]
-    return _Plan(dataset, images, card, network, parts, recipe, devices, start.source, key, target)
+    return _Plan(dataset, images, card, network, parts, recipe, devices, start.source, key, judged_by, target)
 
 
 def _target(store: str, settings: TrainSettings, entry: catalog.Entry, dataset: Dataset) -> _Target | None:
@@ -226,14 +235,22 @@ def _find(store: str, settings: TrainSettings, plan: _Plan, report: Report) -> C
 
 
 def _train(
-    store: str, settings: TrainSettings, plan: _Plan, report: Report, on_epoch: Callable[[dict[str, Any]], None]
+    store: str,
+    settings: TrainSettings,
+    plan: _Plan,
+    report: Report,
+    on_epoch: Callable[[dict[str, Any]], None],
+    on_samples: Callable[[int, bytes], None],
 ) -> tuple[Card, bool]:
     """The published card, and whether it is a new version."""
     from models.learning.fit import Place, fit
     from models.learning.learner import task_module
+    from models.learning.sample_grid import grid
+    from models.learning.whole_files import write_whole
 
     task = task_module(plan.card.task)
-    learner = task.learner(plan.network, plan.parts, plan.card, plan.recipe)
+    of_generators = {} if plan.judge is None else {"judge": plan.judge}
+    learner = task.learner(plan.network, plan.parts, plan.card, plan.recipe, **of_generators)
     of_detectors = {"mosaic": True} if plan.recipe.mosaic else {}
     augmentation = task.augmentation(plan.recipe.augment, plan.card.input, plan.recipe.flip, **of_detectors)
     folder = training_folder(plan.key)
@@ -241,10 +258,9 @@ def _train(
         shutil.rmtree(folder, ignore_errors=True)
     num_classes = len(plan.card.labels)
     logger.info(
-        "%s learns %d class%s from %d images of %s, validated on %d; %s, %s",
+        "%s learns%s from %d images of %s, validated on %d; %s, %s",
         settings.model,
-        num_classes,
-        "" if num_classes == 1 else "es",
+        f" {num_classes} class{'' if num_classes == 1 else 'es'}" if num_classes else "",
         plan.images.train.num_rows,
         plan.dataset.reference,
         plan.images.val.num_rows,
@@ -259,6 +275,12 @@ def _train(
         val = replace(val, beside=_samples(plan, target.dataset, target.images.val, of_target, None))
         beside = _samples(plan, target.dataset, target.images.train, of_target, augmentation)
         training = replace(training, beside=beside)
+
+    def keep_samples(epoch: int, images: NDArray[np.uint8]) -> None:
+        png = encode_png(grid(images))
+        write_whole(folder / SAMPLES_FOLDER / f"epoch-{epoch:04d}.png", lambda file: file.write(png))
+        on_samples(epoch, png)
+
     fitted = fit(
         learner,
         training,
@@ -267,9 +289,10 @@ def _train(
         Place(devices=plan.devices, threads=cores(), folder=folder),
         report,
         on_epoch,
+        keep_samples,
     )
     card = replace(plan.card, score=_best_score(plan.card, fitted), training=_record(plan, fitted))
-    published = _publish(store, settings, plan, card, learner.network.state_dict(), fitted, val, report)
+    published = _publish(store, settings, plan, card, learner.network.state_dict(), fitted, val, folder, report)
     shutil.rmtree(folder, ignore_errors=True)
     return published
 
@@ -288,6 +311,7 @@ def _publish(
     state: "dict[str, Tensor]",
     fitted: "Fitted",
     val: "Samples",
+    folder: Path,
     report: Report,
 ) -> tuple[Card, bool]:
     from safetensors.torch import save_file
@@ -307,6 +331,7 @@ def _publish(
         paths = {name: Path(scratch, name) for name in (WEIGHTS_FILE, HISTORY_FILE)}
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, paths[WEIGHTS_FILE])
         paths[HISTORY_FILE].write_bytes(write_parquet(to_arrow(fitted.history)))
+        paths |= {f"{SAMPLES_FOLDER}/{path.name}": path for path in sorted(folder.glob(f"{SAMPLES_FOLDER}/*.png"))}
         card = replace(card, weights_sha256=registry.sha256_of(paths[WEIGHTS_FILE])).with_version()
         if (existing := registry.find_version(store, card.name, card.version)) is not None:
             logger.info("%s is already in the store: other settings led to the same weights", existing.reference)
@@ -373,7 +398,7 @@ def _samples(
 
     task = task_module(plan.card.task)
     labels = images.column("label").to_pylist()
-    is_classified = plan.card.task == Task.CLASSIFY
+    is_classified = plan.card.task == Task.CLASSIFY or plan.card.is_conditional
     shows_objects = plan.card.task in (Task.DETECT, Task.INSTANCE, Task.SEMANTIC)
     sides = zip(images.column("width").to_pylist(), images.column("height").to_pylist(), strict=True)
     return Samples(
@@ -403,6 +428,7 @@ def _record(plan: _Plan, fitted: "Fitted") -> dict[str, Any]:
         **({} if plan.target is None else {"target": plan.target.record()}),
         "validated_on": "images of the split train" if plan.images.carved else "val",
         "validation": fitted.metrics,
+        **({} if plan.judge is None else {"judge": plan.judge.name}),
         "epochs": len(fitted.history),
         "best_epoch": fitted.best_epoch,
     }

@@ -77,36 +77,45 @@ def image_files(dataset: Dataset, images: pa.Table) -> ImageFiles:
     )
 
 
-def training_images(store: str, dataset: Dataset, task: Task) -> TrainingImages:
+def training_images(store: str, dataset: Dataset, task: Task, conditional: bool = False) -> TrainingImages:
     """The rows of the splits train and val; where there is no val, a tenth of train, by content and class.
 
+    `conditional`: the model is a generator that is told a class, so that each image needs its label.
     Raises UsageError where nothing can be learned from them.
     """
     if task == Task.CLASSIFY:
         _check_labels(dataset)
+    elif task == Task.GENERATE:
+        if conditional:
+            _check_labels_to_make(dataset)
     elif task in _NEEDS:
         _check_annotations(dataset, task)
-    train = _usable(datasets.read_images(store, dataset, "train"), dataset, "train", task)
+    needs_label = task == Task.CLASSIFY or conditional
+    train = _usable(datasets.read_images(store, dataset, "train"), dataset, "train", needs_label)
     if not train.num_rows:
         has = ", ".join(f"{name} {count}" for name, count in dataset.splits.items()) or "none"
         raise UsageError(
             f"{dataset.reference} has no images in its split train to learn from; its splits: {has}; "
             "ingest it with --split, e.g. --split train=.8,val=.1,test=.1"
         )
-    val = _usable(datasets.read_images(store, dataset, "val"), dataset, "val", task)
+    val = _usable(datasets.read_images(store, dataset, "val"), dataset, "val", needs_label)
     carved = not val.num_rows
     if carved:
         train, val = _carve(train, dataset)
     if task == Task.CLASSIFY:
         _check_classes(train, dataset)
+    elif conditional:
+        _warn_of_absent(
+            [name for name in dataset.classes if name not in set(train.column("label").to_pylist())], dataset, "made"
+        )
     elif task in _NEEDS:
         _check_objects(train, val, datasets.read_annotations(store, dataset), dataset, task)
     return TrainingImages(train, val, carved)
 
 
-def _usable(images: pa.Table, dataset: Dataset, split: str, task: Task) -> pa.Table:
+def _usable(images: pa.Table, dataset: Dataset, split: str, needs_label: bool) -> pa.Table:
     """Without the images that have no label, where each needs one."""
-    if task != Task.CLASSIFY:
+    if not needs_label:
         return images
     labelled = images.filter(pc.is_valid(images.column("label")))
     if left_out := images.num_rows - labelled.num_rows:
@@ -124,6 +133,14 @@ def _check_labels(dataset: Dataset) -> None:
         raise UsageError(
             f"a classifier tells two classes or more apart, and {dataset.reference} has {len(dataset.classes)}: "
             f"{', '.join(dataset.classes)}"
+        )
+
+
+def _check_labels_to_make(dataset: Dataset) -> None:
+    if not dataset.has_labels:
+        raise UsageError(
+            f"a conditional generator learns from images with one label each, and those of {dataset.reference} have "
+            "none: ingest a folder with one folder of images per class, or use --model dcgan or wgan_gp"
         )
 
 
@@ -172,13 +189,14 @@ def _check_classes(train: pa.Table, dataset: Dataset) -> None:
     _warn_of_absent([name for name in dataset.classes if name not in present], dataset)
 
 
-def _warn_of_absent(absent: Sequence[str], dataset: Dataset) -> None:
+def _warn_of_absent(absent: Sequence[str], dataset: Dataset, missed: str = "recognised") -> None:
     if absent:
         more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
         logger.warning(
-            "%d of %d classes have no training image, and will not be recognised: %s%s",
+            "%d of %d classes have no training image, and will not be %s: %s%s",
             len(absent),
             len(dataset.classes),
+            missed,
             ", ".join(absent[:_SHOWN]),
             more,
         )

@@ -15,6 +15,7 @@ from models.errors import ModelError, UsageError
 from models.imaging.geometry import ResizeRule
 from models.nets.parts import Parts
 from models.nets.pretrained import Pretrained, pretrained
+from models.records import Task
 from models.runtime.predictor import one_line
 from models.settings.train import Mode
 from tasks import registry
@@ -81,6 +82,11 @@ def starting_state(
         source = f"{architecture} on torchvision:{entry.backbone} {of_backbone.name}"
         return Start(state, None, rule, source, TORCHVISION_LICENCE)
     if weights == "none":
+        if mode == "features" and entry.task == Task.GENERATE:
+            raise UsageError(
+                f"--mode features freezes what a discriminator has learned, and a new {architecture} has learned "
+                "nothing: add --weights MODEL, or leave out --mode"
+            )
         if mode == "features":
             logger.warning("the backbone is frozen at random weights: the head learns from noise")
         return Start(None, None, catalog.input_rule(architecture, usual, image_size), f"{architecture} untrained", "")
@@ -93,6 +99,11 @@ def starting_state(
         rule = catalog.input_rule(architecture, usual, image_size)
         return Start(state, None, rule, f"{architecture} on {card.reference}", card.licence)
     rule = catalog.input_rule(architecture, usual, image_size, card.input)
+    if (entry.sizes or entry.has_latent_size) and rule != card.input:
+        raise UsageError(
+            f"{card.reference} is built for images of {card.input.height} pixels, and --image-size {image_size} asks "
+            "for others: leave it out, or start without --weights"
+        )
     return Start(load_model(store, card), card.labels, rule, card.reference, card.licence, card.latent_size)
 
 

@@ -25,7 +25,7 @@ from models.nets.parts import Parts
 __all__ = ["augmentation", "learner", "targets"]  # nothing but the image itself is to be found in it
 
 ACTIVE_VARIANCE = 0.01  # of a number's mean over the images: Burda et al.
-SHOWN = 8  # images of a grid
+SHOWN = 8  # images in each row of a grid
 
 
 def targets(images: pa.Table, annotations: pa.Table, classes: Sequence[str]) -> list[None]:
@@ -105,7 +105,8 @@ class EmbeddingLearner:
 
     def keep(self, images: Tensor) -> None:
         """Notes the first images of the validation split, for `samples`."""
-        self._shown = images[:SHOWN] if self._shown is None else self._shown
+        if self._shown is None:  # where there are fewer, some are shown again: a row of a grid is always full
+            self._shown = images[torch.arange(SHOWN) % len(images)]
 
     def samples(self) -> NDArray[np.uint8]:
         """Images of the validation split over what the decoder makes of their means: [2n, height, width, 3]."""

@@ -7,8 +7,8 @@ frechet    Heusel et al., arXiv 1706.08500, equation 6: both samples are taken f
            the Fréchet distance is |μ_x - μ_y|² + tr(C_x + C_y - 2 (C_x C_y)^½). Biased upwards with few images.
 kid        Bińkowski et al., arXiv 1801.01401: the squared maximum mean discrepancy by the kernel (x·y/d + 1)³,
            unbiased, so that it may fall below 0.
-precision  Kynkäänniemi et al., arXiv 1904.06991: the share of made images within the manifold of the real ones, which
-recall     is all that is nearer to a real image than that one's third neighbour; recall is the same the other way round.
+precision  Kynkäänniemi et al., arXiv 1904.06991: the share of made images on the manifold of the real ones, which is
+recall     all that is nearer to a real image than that one's third neighbour; recall: the same the other way round.
 coverage   Naeem et al., arXiv 2002.09797: the share of real images that have a made one nearer than their fifth
            neighbour among the real ones.
 diversity  the mean distance of two made images, by that of two real ones: 0 where all are the same image.
@@ -27,7 +27,7 @@ ENOUGH_IMAGES = 100  # with fewer, every figure is mostly noise
 UNKNOWN = -1
 
 _MANIFOLD_NEIGHBOUR, _COVERAGE_NEIGHBOUR = 3, 5
-# A class counts as covered where it has at least this share of the made images that it has of the real ones, relatively.
+# A class counts as covered where it is among the made images at least so often, by how often it is among the real ones.
 _COVERED = 0.1
 
 
@@ -81,7 +81,7 @@ def frechet_distance(x: Features, y: Features) -> float:
 def _factor(sample: Features) -> Features:
     """A matrix of at most d rows whose AᵀA is the covariance."""
     centred = (sample - sample.mean(axis=0)) / np.sqrt(len(sample) - 1)
-    return np.linalg.qr(centred, mode="r") if len(sample) > sample.shape[1] else centred
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(sample) > sample.shape[1] else centred
 
 
 def kernel_distance(x: Features, y: Features) -> float:

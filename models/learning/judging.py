@@ -20,6 +20,7 @@ from models.nets.normalisation import Normalise
 from models.nets.parts import Parts
 
 _BATCH = 64
+_CPU = torch.device("cpu")
 _PIXEL_SIDE = 8  # to which pixels are averaged: 192 numbers per image
 
 
@@ -29,7 +30,7 @@ class Judge(Protocol):
     name: str  # for the card
     labels: tuple[str, ...]  # the classes that it tells apart, and that mean something here; () for none
 
-    def look(self, images: NDArray[np.uint8], device: torch.device = torch.device("cpu")) -> Seen:
+    def look(self, images: NDArray[np.uint8], device: torch.device = _CPU) -> Seen:
         """images [n, height, width, 3] → their features, and classes by index into `labels`."""
 
 
@@ -39,7 +40,7 @@ class PixelJudge:
     name = "pixels"
     labels: tuple[str, ...] = ()
 
-    def look(self, images: NDArray[np.uint8], device: torch.device = torch.device("cpu")) -> Seen:
+    def look(self, images: NDArray[np.uint8], device: torch.device = _CPU) -> Seen:
         """See Judge."""
         floats = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
         small = nn.functional.adaptive_avg_pool2d(floats, _PIXEL_SIDE)  # [n, 3, 8, 8]
@@ -62,7 +63,7 @@ class ClassifierJudge:
         self._normalise = Normalise(classifiers.MEAN_RGB, classifiers.STD_RGB)
 
     @torch.no_grad()
-    def look(self, images: NDArray[np.uint8], device: torch.device = torch.device("cpu")) -> Seen:
+    def look(self, images: NDArray[np.uint8], device: torch.device = _CPU) -> Seen:
         """See Judge."""
         self._network.to(device)
         self._normalise.to(device)

@@ -101,7 +101,14 @@ _DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
         "finetune": _Defaults(epochs=40, batch_size=4, lr=2e-4, augment="light"),
         "scratch": _Defaults(epochs=100, batch_size=4, lr=4e-4, augment="light"),
     },
+    Task.GENERATE: {
+        "features": _Defaults(epochs=40, batch_size=32, lr=4e-4, augment="light", ema=0.99),
+        "finetune": _Defaults(epochs=40, batch_size=32, lr=4e-4, augment="light", ema=0.99),
+        "scratch": _Defaults(epochs=60, batch_size=32, lr=4e-4, augment="light", ema=0.99),
+    },
 }
+_CRITIC_STEPS = {"wgan_gp": 5}  # Arjovsky et al., algorithm 1
+_PENALTY = 10.0  # Gulrajani et al., algorithm 1
 _SGD_TO_ADAMW = 10.0  # plain gradients want about so much more
 
 
@@ -113,19 +120,37 @@ def resolve(settings: Training) -> Recipe:
     entry = catalog.entry(settings.model)
     task = entry.task
     finds_objects = task in (Task.DETECT, Task.INSTANCE)
-    for option, is_asked, is_known in (
-        ("--label-smoothing", settings.label_smoothing, task in (Task.CLASSIFY, Task.SEMANTIC)),
-        ("--mosaic", settings.mosaic, finds_objects),
-        ("--multi-scale", settings.multi_scale, finds_objects),
-        ("--latent-size", settings.latent_size, task == Task.EMBED),
-        ("--observation", settings.observation, task == Task.EMBED),
-        ("--beta", settings.beta, task == Task.EMBED),
-        ("--kl-warmup", settings.kl_warmup is not None, task == Task.EMBED),
-        ("--cycle-weight", settings.cycle_weight, task == Task.TRANSLATE),
-        ("--identity-weight", settings.identity_weight is not None, task == Task.TRANSLATE),
+    generates = task == Task.GENERATE
+    fights = task in (Task.GENERATE, Task.TRANSLATE)
+    usual = {name: field.default for name, field in Training.model_fields.items()}
+    for option, is_known in (
+        ("label_smoothing", task in (Task.CLASSIFY, Task.SEMANTIC)),
+        ("mosaic", finds_objects),
+        ("multi_scale", finds_objects),
+        ("critic_steps", generates),
+        ("penalty", settings.model == "wgan_gp"),
+        ("clip_weights", settings.model == "wgan_gp"),
+        ("judge", fights),
+        # Networks that learn against each other do so by Adam at rates that must fit each other.
+        ("optimizer", not fights),
+        ("weight_decay", not fights),
+        ("backbone_lr_factor", not fights),
+        ("unfreeze_epochs", not fights),
+        ("balance", task not in (Task.TRANSLATE, Task.EMBED) and (not generates or entry.is_conditional)),
+        ("latent_size", task == Task.EMBED),
+        ("observation", task == Task.EMBED),
+        ("beta", task == Task.EMBED),
+        ("kl_warmup", task == Task.EMBED),
+        ("cycle_weight", task == Task.TRANSLATE),
+        ("identity_weight", task == Task.TRANSLATE),
     ):
-        if is_asked and not is_known:
-            raise UsageError(f"{option} means nothing to models that {task}, such as {settings.model}: leave it out")
+        if getattr(settings, option) not in (usual[option], 0) and not is_known:
+            flag = f"--{option.replace('_', '-')}"
+            raise UsageError(f"{flag} means nothing to models that {task}, such as {settings.model}: leave it out")
+    if fights and settings.lr == "auto":
+        raise UsageError(f"--lr auto looks at one loss, and {settings.model} has two that fight: give a number")
+    if settings.penalty and settings.clip_weights:
+        raise UsageError("--penalty and --clip-weights both bound the critic: use one of them")
     # A detector of two stages learns as the one that draws masks does.
     mode = settings.mode or entry.usual_mode(settings.weights)
     of_task = _DEFAULTS[Task.INSTANCE if entry.family == "faster_rcnn" else task]
@@ -147,7 +172,7 @@ def resolve(settings: Training) -> Recipe:
         mosaic=settings.mosaic,
         multi_scale=settings.multi_scale,
         optimizer=settings.optimizer,
-        weight_decay=settings.weight_decay,
+        weight_decay=0.0 if generates else settings.weight_decay,
         warmup_epochs=settings.warmup_epochs,
         label_smoothing=defaults.label_smoothing if settings.label_smoothing is None else settings.label_smoothing,
         accumulate=settings.accumulate,
@@ -160,5 +185,15 @@ def resolve(settings: Training) -> Recipe:
             for name in ("observation", "beta", "kl_warmup", "cycle_weight", "identity_weight")
             if (value := getattr(settings, name)) is not None
         },
+        critic_steps=settings.critic_steps or _CRITIC_STEPS.get(settings.model, 1),
+        penalty=_penalty(settings),
+        clip_weights=settings.clip_weights or 0.0,
         seed=settings.seed,
     )
+
+
+def _penalty(settings: Training) -> float:
+    """The weight of the gradient penalty: of a critic whose weights are not clipped, unless none is asked for."""
+    if settings.model != "wgan_gp" or settings.clip_weights:
+        return 0.0
+    return _PENALTY if settings.penalty is None else settings.penalty

@@ -34,7 +34,7 @@ from models.nets.parts import Parts
 from models.settings.train import Augment
 
 BUFFER = 50  # images of each kind, as in the paper
-SHOWN = 8  # images of a grid
+SHOWN = 8  # images in each row of a grid
 _JUDGED = 2048  # validation images of each kind that a judge looks at, at most
 # Adam remembers gradients for a shorter time than usual: what the other side does changes (section 7.1: .5).
 _BETAS = (0.5, 0.999)
@@ -122,10 +122,11 @@ class TranslationLearner:
 
     def keep(self, images: Tensor) -> None:
         """Notes the first images of A of the validation split, for `samples`."""
-        self._shown = images[:SHOWN] if self._shown is None else self._shown
+        if self._shown is None:  # where there are fewer, some are shown again: a row of a grid is always full
+            self._shown = images[torch.arange(SHOWN) % len(images)]
 
     def samples(self) -> NDArray[np.uint8]:
-        """Rows of A, B(A) and A(B(A)): [3n, height, width, 3]."""
+        """Rows of A, B(A) and A(B(A)): [24, height, width, 3]."""
         assert self._shown is not None  # a validation comes first
         rows = self.outputs(self._shown)
         return torch.cat([cyclegan.levels(row.float()) for row in rows]).cpu().numpy()

@@ -44,6 +44,7 @@ image has 32, which doubles from there down to 4×4 and ends at 512: 128 at 32 p
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ class Generator(nn.Module):
         self.embed = nn.Embedding(num_classes, _EMBEDDING) if num_classes else None
         inputs = LATENT_SIZE + (_EMBEDDING if num_classes else 0)
         layers: list[nn.Module] = [nn.ConvTranspose2d(inputs, channels[0], _SMALLEST_MAP, bias=False)]
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in pairwise(channels):
             layers += [nn.BatchNorm2d(before), nn.ReLU()]
             layers.append(nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False))
         layers += [nn.BatchNorm2d(channels[-1]), nn.ReLU()]
@@ -98,7 +99,7 @@ class Discriminator(nn.Module):
         channels = _channels(size)  # from the image on
         bound = spectral_norm if norm == "spectral" else _as_it_is
         self.blocks = nn.ModuleList()
-        for level, (before, after) in enumerate(zip((3, *channels), channels, strict=False)):
+        for level, (before, after) in enumerate(pairwise((3, *channels))):
             has_norm = norm == "batch" and level > 0
             layers: list[nn.Module] = [
                 bound(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not has_norm)),
