@@ -363,7 +363,7 @@ def test_the_encoder_is_exported(observation, tmp_path):
         pytest.param({"model": "resnet18", "beta": 2.0}, "--beta means nothing to models that classify", id="beta"),
         pytest.param({"model": "unet", "latent_size": 8}, "--latent-size means nothing", id="latent"),
         pytest.param({"model": "resnet18", "observation": "gaussian"}, "--observation means nothing", id="observation"),
-        pytest.param({"model": "resnet18", "kl_warmup": 0.0}, "--kl-warmup means nothing", id="warm-up"),
+        pytest.param({"model": "resnet18", "kl_warmup": 0.5}, "--kl-warmup means nothing", id="warm-up"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, said):
