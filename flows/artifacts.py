@@ -3,6 +3,7 @@
 Artifacts are for people. When the server does not take one, the run goes on.
 """
 
+import base64
 import functools
 import json
 import logging
@@ -11,7 +12,12 @@ from collections.abc import Callable
 from typing import Any, cast
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
@@ -109,6 +115,26 @@ class TableArtifact:
             return
         with get_client(sync_client=True) as client:
             client.update_artifact(self._id, ArtifactUpdate(data=json.dumps(rows)))
+
+
+class ImageArtifact:
+    """A picture that changes: made with the first one, then updated in place."""
+
+    def __init__(self, key: str, title: str):
+        self._key = artifact_key(key)
+        self._title = title
+        self._id: UUID | None = None
+
+    @_forgiving
+    def put(self, png: bytes, text: str) -> None:
+        """Shows the picture, which travels within its own address, so that no page needs to reach the store."""
+        url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        description = f"{self._title}, {text}"
+        if self._id is None:
+            self._id = cast(UUID, create_image_artifact(url, key=self._key, description=description))
+            return
+        with get_client(sync_client=True) as client:
+            client.update_artifact(self._id, ArtifactUpdate(data=url, description=description))
 
 
 def put_summary(summary: Summary) -> None:

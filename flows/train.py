@@ -5,7 +5,7 @@ from typing import Any
 import prefect.runtime
 from prefect import flow
 
-from flows.artifacts import TableArtifact, put_metrics
+from flows.artifacts import ImageArtifact, TableArtifact, put_metrics
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
 from models.progress import Report
@@ -16,7 +16,7 @@ from tasks.train import train as train_model
 
 
 def _train(store: str, settings: TrainSettings, report: Report) -> Trained:
-    """Trains; the curves are on the run's page after each epoch."""
+    """Trains; the curves are on the run's page after each epoch, and what a model that makes images has made."""
     curves: list[dict[str, Any]] = []
     artifact = TableArtifact(f"{settings.name}-curves", f"{settings.name}: one row per epoch")
 
@@ -24,7 +24,12 @@ def _train(store: str, settings: TrainSettings, report: Report) -> Trained:
         curves.append(row)
         artifact.put(curves)
 
-    return train_model(store, settings, report, on_epoch)
+    samples = ImageArtifact(f"{settings.name}-samples", f"{settings.name}: made images")
+
+    def on_samples(epoch: int, png: bytes) -> None:
+        samples.put(png, f"epoch {epoch}")
+
+    return train_model(store, settings, report, on_epoch, on_samples)
 
 
 train_step = recorded_step("train", _train)

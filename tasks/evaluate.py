@@ -1,8 +1,8 @@
 """Measures models: the images of a split go through the same bulk path that predicts, and the rows are compared with
 the data set.
 
-An evaluation is kept at models/NAME/VERSION/evaluations/DATASET@VERSION-SPLIT[.PRECISION].json, so that nothing is
-measured twice.
+An evaluation is kept at models/NAME/VERSION/evaluations/DATASET@VERSION-SPLIT[-by-JUDGE][.PRECISION].json, so that
+nothing is measured twice.
 """
 
 import json
@@ -29,6 +29,8 @@ from models.settings.fields import Engine as EngineName
 from models.settings.predict import PredictSettings
 from tasks import predict, registry
 from tasks.datasets import datasets
+from tasks.evaluate_generator import measure_generator
+from tasks.judge import judge as find_judge
 from tasks.slot_process import cool_down, warm_up
 from tasks.storage import join, normalise, open_storage
 from tasks.table import Table, write_parquet
@@ -59,15 +61,20 @@ def measure(
     *,
     engine: EngineName = "auto",
     device: Device = "auto",
+    judge: str | None = None,
     report: Report = silent,
 ) -> dict[str, Any]:
     """The metrics of an ONNX file that need not be published: what `predict` would answer, compared with the labels.
 
     `store` holds the data set. On the validation split the temperature is fitted; on others it is the card's. Raises
     UsageError where there is nothing to compare, ModelError where the file cannot be run.
+
+    A generator is measured by the judge of that name; see tasks.evaluate_generator.
     """
-    images = labelled_images(store, card, dataset, split)
     card = card if card.version else card.with_version()
+    if card.task == Task.GENERATE:
+        return measure_generator(card, onnx_path, store, dataset, split, find_judge(judge, store), device, report)
+    images = labelled_images(store, card, dataset, split)
     with tempfile.TemporaryDirectory(prefix="pixelmill-evaluate-") as scratch:
         published = registry.publish(scratch, replace(card, files={}), {card.onnx_file: onnx_path}, quietly=True)
         source = Path(scratch, "images.parquet")
@@ -83,10 +90,13 @@ def measure_all(card: Card, onnx_path: Path, store: str, dataset: Dataset, repor
     By the engine that is there wherever the model goes, and exact: others may only be near to it.
     """
     metrics: dict[str, Any] = {"dataset": dataset.reference, "temperature": None}
+    judge = card.training.get("judge")
     for split in ("val", "test"):
         if dataset.splits.get(split):
             measured = replace(card, metrics=metrics)
-            metrics[split] = measure(measured, onnx_path, store, dataset, split, engine=_EXACT_ENGINE, report=report)
+            metrics[split] = measure(
+                measured, onnx_path, store, dataset, split, engine=_EXACT_ENGINE, judge=judge, report=report
+            )
             if split == "val":
                 metrics["temperature"] = metrics[split].get("temperature")
     return metrics
@@ -104,6 +114,10 @@ def evaluate(store: str, settings: EvaluateSettings, report: Report = silent) ->
     card = registry.check_exported(registry.resolve(store, settings.model))
     dataset = datasets.resolve(store, settings.dataset)
     evaluation = Evaluation(card.reference, dataset.reference, settings.split, {}, settings.table)
+    if card.task == Task.GENERATE:
+        return _evaluate_generator(store, card, dataset, settings, evaluation, report)
+    if settings.judge is not None:
+        raise UsageError(f"--judge means nothing to models that {card.task}, such as {card.reference}: leave it out")
     if settings.table is not None:
         images = labelled_images(store, card, dataset, settings.split)
         source = _image_list(store, card, dataset, settings.split, images)
@@ -131,11 +145,35 @@ def evaluate(store: str, settings: EvaluateSettings, report: Report = silent) ->
     return evaluation
 
 
-def find_metrics(store: str, card: Card, dataset: Dataset, split: str) -> dict[str, Any] | None:
-    """What was measured before: by training or export, which note it in the card, or by an evaluation."""
+def _evaluate_generator(
+    store: str, card: Card, dataset: Dataset, settings: EvaluateSettings, evaluation: Evaluation, report: Report
+) -> Evaluation:
+    """By the judge that is asked for, else that of its training; each judge's figures are kept by themselves."""
+    if settings.table is not None:
+        raise UsageError(f"{card.reference} makes images, so that there are no predictions to keep: leave out --table")
+    judge = find_judge(settings.judge or card.training.get("judge"), store)
+    if (found := find_metrics(store, card, dataset, settings.split, judge.name)) is not None:
+        log.info("%s was measured on %s by %s before", card.reference, dataset.reference, judge.name)
+        return replace(evaluation, metrics=found)
+    path = registry.fetch_model(store, card)
+    metrics = measure_generator(card, path, store, dataset, settings.split, judge, settings.device, report)
+    evaluation = replace(evaluation, metrics=metrics)
+    _keep(store, card, dataset, evaluation)
+    return evaluation
+
+
+def find_metrics(
+    store: str, card: Card, dataset: Dataset, split: str, judge: str | None = None
+) -> dict[str, Any] | None:
+    """What was measured before: by training or export, which note it in the card, or by an evaluation.
+
+    `judge`: of a generator, the name of the judge whose figures are wanted.
+    """
     if card.metrics.get("dataset") == dataset.reference and split in card.metrics:
-        return dict(card.metrics[split])
-    uri = _evaluation_uri(store, card, dataset, split, ".json")
+        found = dict(card.metrics[split])
+        if found.get("judge") == judge:
+            return found
+    uri = _evaluation_uri(store, card, dataset, split, ".json", judge)
     try:
         return json.loads(open_storage(uri).read(uri))["metrics"]
     except FileNotFoundError:
@@ -261,10 +299,11 @@ def _compared(
     return {**figures, "by_status": by_status, "engine": ran_on}
 
 
-def _evaluation_uri(store: str, card: Card, dataset: Dataset, split: str, ending: str) -> str:
+def _evaluation_uri(store: str, card: Card, dataset: Dataset, split: str, ending: str, judge: str | None = None) -> str:
     precision = f".{card.precision}" if card.is_variant else ""
     folder = join(registry.version_folder(store, card), "evaluations")
-    return join(folder, f"{dataset.reference}-{split}{precision}{ending}")
+    by = f"-by-{judge}" if judge else ""
+    return join(folder, f"{dataset.reference}-{split}{by}{precision}{ending}")
 
 
 def _image_list(store: str, card: Card, dataset: Dataset, split: str, images: pa.Table) -> str:
@@ -275,7 +314,7 @@ def _image_list(store: str, card: Card, dataset: Dataset, split: str, images: pa
 
 
 def _keep(store: str, card: Card, dataset: Dataset, evaluation: Evaluation) -> None:
-    uri = _evaluation_uri(store, card, dataset, evaluation.split, ".json")
+    uri = _evaluation_uri(store, card, dataset, evaluation.split, ".json", evaluation.metrics.get("judge"))
     content: Mapping[str, Any] = asdict(evaluation) | {
         "created_at": datetime.now(UTC).isoformat(timespec="microseconds")
     }

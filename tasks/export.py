@@ -21,7 +21,7 @@ from models.errors import ModelError, NotFound, ParityError, UsageError
 from models.learning.metrics import MAIN_METRIC, task_module
 from models.progress import Report, Step, silent
 from models.records import Task
-from models.runtime.parity import MIN_IMAGES, check_parity, check_variant
+from models.runtime.parity import MIN_IMAGES, check_variant
 from models.runtime.predictor import one_line
 from models.settings.export import EvaluateSettings, ExportSettings
 from models.settings.fields import Precision
@@ -73,7 +73,7 @@ def export(store: str, settings: ExportSettings, report: Report = silent) -> Exp
 
 def _export_exact(store: str, card: Card, settings: ExportSettings, report: Report) -> Card:
     """From the weights of a model that was trained without an export."""
-    from models.runtime.export import export_onnx
+    from models.runtime.publishable import export_graphs
     from tasks.weights import apply_state, load_model
 
     if WEIGHTS_FILE not in card.files:
@@ -88,13 +88,11 @@ def _export_exact(store: str, card: Card, settings: ExportSettings, report: Repo
     dataset = _dataset_of(store, card, settings, is_needed=False)
     images, names = _images_of(store, dataset, settings.split, card)
     with tempfile.TemporaryDirectory(prefix="pixelmill-export-") as folder:
-        onnx_path = Path(folder, ONNX_FILE)
-        export_onnx(family.graph(network, card), card, onnx_path, images[:2])
-        parity = check_parity(network, family, card, onnx_path, images)
-        exported = replace(card, parity={"images": names, **parity})
+        files, parity = export_graphs(network, family, card, images, names, Path(folder))
+        exported = replace(card, parity=parity)
         if dataset is not None and dataset.reference == card.training.get("dataset"):
-            exported = replace(exported, metrics=measure_all(exported, onnx_path, store, dataset, report))
-        return registry.publish(store, exported, {ONNX_FILE: onnx_path})
+            exported = replace(exported, metrics=measure_all(exported, files[ONNX_FILE], store, dataset, report))
+        return registry.publish(store, exported, files)
 
 
 def _export_variant(store: str, exact: Card, settings: ExportSettings, report: Report) -> Card:

@@ -39,7 +39,10 @@ def judge(name: str | None, store: str) -> "Judge":
     except ModelError as error:
         logger.warning("made images are compared with real ones by their pixels alone: %s", error)
         return PixelJudge()
-    logger.info("made images are compared with real ones by %s; --judge takes a classifier of the store", found.name)
+    logger.info(
+        "made images are compared with real ones by ImageNet's %s; --judge takes a classifier of the store",
+        ARCHITECTURE,
+    )
     return found
 
 
@@ -57,8 +60,7 @@ def _imagenet() -> "Judge":
     network = build_untrained(lambda: entry.build(len(trained.labels), _IMAGENET_SIDE))
     apply_state(network, as_built(entry, state), classifiers.IGNORED_PREFIXES, ARCHITECTURE)
     # Its thousand classes say nothing of other images.
-    name = f"{ARCHITECTURE} {entry.weights}"
-    return ClassifierJudge(name, network, classifiers.parts(network, entry.builder), _IMAGENET_SIDE, ())
+    return ClassifierJudge(IMAGENET, network, classifiers.parts(network, entry.builder), _IMAGENET_SIDE, ())
 
 
 def _of_store(reference: str, store: str) -> "Judge":

@@ -1,11 +1,13 @@
 """The bulk path of one slot: shards in, parts out, with storage, decoding and the model busy at the same time.
 
     feed ──► read (threads) ──► decode + predict (one thread per core, whole batches) ──► commit
+                                                                    └──► store (threads) ──┘
 
 Every core takes a whole batch through decoding and through the model: no hand-over between the two, and neither has to
 be guessed the right number of threads. On a GPU the same threads queue for the device, so that some decode while
 another's batch runs. The queues are bounded by images and by bytes, and batches reach across shard borders, so that
-memory does not grow and no core waits at a border.
+memory does not grow and no core waits at a border. Models that make images have them encoded by the thread that
+predicted, outside of the device, and stored by threads of their own, before the row that names them is settled.
 """
 
 import hashlib
@@ -14,17 +16,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import Rejected, StorageError, TransientError
+from models.imaging.encode import encode
 from models.imaging.geometry import Geometry
-from models.records import ListedImage, Status
+from models.imaging.restore import composed
+from models.records import ListedImage, Status, Task
 from models.runtime.predictor import Predictor, one_line
-from models.runtime.results import Finding
+from models.runtime.results import Finding, Translation, Written
+from models.settings.fields import ImageFormat
 from tasks.bounded_queue import BoundedQueue, Finished
+from tasks.outputs import output_uri
 from tasks.shard_rows import Outcome, ShardRows
 from tasks.storage import Storage, open_storage
 from tasks.table import Shard, Table
@@ -63,6 +69,15 @@ class Item:
     outcome: Outcome  # without a status of its own yet
 
 
+class Made(NamedTuple):
+    """An image file that the row of an item waits for."""
+
+    item: Item
+    outcome: Outcome  # once the file is stored
+    uri: str
+    data: bytes
+
+
 @dataclass(slots=True)
 class Seen:
     """An image between its decoding and its row. The model sees it whole or in tiles, perhaps in several batches."""
@@ -91,11 +106,13 @@ class Pipeline:
         statistics: Mapping[str, Any] | None = None,
         poison: Mapping[Shard, Mapping[int, str]] | None = None,
         announce: bool = False,
+        image_format: ImageFormat = "png",
     ):
         """`statistics` go into every part.
 
         `poison`: images that killed a process before, by shard and index, with the reason. `announce`: tell the
-        listener each image before it is predicted, so that one that kills the process is known.
+        listener each image before it is predicted, so that one that kills the process is known. `image_format`: of
+        what a translator makes.
         """
         self.table = table
         self.predictor = predictor
@@ -105,15 +122,18 @@ class Pipeline:
         self._batch_size = batch_size
         self._workers = workers
         self._readers = readers
+        self._storers = readers if predictor.card.task is Task.TRANSLATE else 0
         self._storage_of = storage_of
         self._statistics = dict(statistics or {})
         self._poison = poison or {}
         self._announce = announce
+        self._image_format = image_format
         self._model = predictor.card.reference
         self._device = threading.Semaphore(predictor.engine.concurrency)
         self._room_for_shards = threading.Semaphore(SHARDS_AT_ONCE)
         self._to_read: BoundedQueue[tuple[ShardRows, int]] = BoundedQueue(4 * readers)
         self._to_predict: BoundedQueue[Item] = BoundedQueue(2 * workers * batch_size, MAX_QUEUED_BYTES)
+        self._to_store: BoundedQueue[Made] = BoundedQueue(4 * readers, MAX_QUEUED_BYTES)
         self._to_commit: BoundedQueue[ShardRows] = BoundedQueue(SHARDS_AT_ONCE)
         self._misses = 0  # images in a row that the storage did not give
         self._error: BaseException | None = None
@@ -126,13 +146,15 @@ class Pipeline:
         feeders = [threading.Thread(target=self._guard, args=(self._feed, shards), daemon=True)]
         readers = [threading.Thread(target=self._guard, args=(self._read,)) for _ in range(self._readers)]
         workers = [threading.Thread(target=self._guard, args=(self._work,)) for _ in range(self._workers)]
+        storers = [threading.Thread(target=self._guard, args=(self._store,)) for _ in range(self._storers)]
         committers = [threading.Thread(target=self._guard, args=(self._commit,))]
-        for thread in feeders + readers + workers + committers:
+        for thread in feeders + readers + workers + storers + committers:
             thread.start()
         for threads, queue_after in (
             (feeders, self._to_read),
             (readers, self._to_predict),
-            (workers, self._to_commit),
+            (workers, self._to_store),
+            (storers, self._to_commit),
             (committers, None),
         ):
             for thread in threads:
@@ -150,7 +172,7 @@ class Pipeline:
             pass
         except BaseException as error:  # whatever ends one thread ends all, and is raised by run
             self._error = self._error or error
-            for queue in (self._to_read, self._to_predict, self._to_commit):
+            for queue in (self._to_read, self._to_predict, self._to_store, self._to_commit):
                 queue.abandon()
             self._room_for_shards.release()
 
@@ -318,9 +340,47 @@ class Pipeline:
         outcome = seen.item.outcome._replace(width=geometry.width, height=geometry.height)
         if isinstance(finding, Rejected):
             outcome = outcome._replace(status=finding.status, error=finding.reason)
+        elif isinstance(finding, Translation):
+            self._encode(seen.item, outcome, finding)
+            return
         else:
             outcome = outcome._replace(finding=finding)
         self._settle(seen.item.rows, seen.item.index, outcome)
+
+    def _encode(self, item: Item, outcome: Outcome, translation: Translation) -> None:
+        """Hands the file on to be stored; an image that cannot be made is its row."""
+        image = item.rows.images[item.index]
+        try:
+            with self._busy("encode", item.rows):
+                pixels = composed(translation.views, self.predictor.card.input.interpolation)
+                data = encode(pixels, self._image_format)
+        except Rejected as rejection:
+            self._settle(item.rows, item.index, outcome._replace(status=rejection.status, error=rejection.reason))
+            return
+        except Exception as error:  # MemoryError too; it costs one row, not the run
+            reason = f"its translation cannot be written: {type(error).__name__}: {one_line(error)}"
+            self._settle(item.rows, item.index, outcome._replace(status=Status.FAILED, error=reason))
+            return
+        uri = output_uri(self.table, self._model, image, self._image_format)
+        self._to_store.put(Made(item, outcome._replace(finding=Written(uri)), uri, data), len(data))
+
+    def _store(self) -> None:
+        while True:
+            made = self._to_store.get()
+            if made is None:
+                continue
+            rows = made.item.rows
+            if rows.failure:
+                self._drop(rows)
+                continue
+            try:
+                with self._busy("store", rows):  # of two slots the first one's file stays; another engine's may differ
+                    self.table.storage.put_if_absent(made.uri, made.data)
+            except StorageError as error:
+                rows.fail(str(error))
+                self._drop(rows)
+                continue
+            self._settle(rows, made.item.index, made.outcome)
 
     def _settle(self, rows: ShardRows, index: int, outcome: Outcome) -> None:
         self.tally.settle(outcome.status)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from models.card import Card
 from models.errors import NotFound, UsageError
 from models.records import Task
 from models.settings.predict import OVERLAP, PredictSettings
@@ -32,7 +33,7 @@ RESULT_SETTINGS: dict[Task, tuple[str, ...]] = {
     Task.DETECT: ("score", "tile", "overlap", "max_pixels"),
     Task.INSTANCE: ("score", "tile", "overlap", "max_pixels"),
     Task.SEMANTIC: ("tile", "overlap", "max_pixels"),
-    Task.TRANSLATE: ("tile", "overlap", "max_pixels"),
+    Task.TRANSLATE: ("tile", "overlap", "image_format", "max_pixels"),
     Task.EMBED: ("max_pixels",),
 }
 
@@ -95,6 +96,7 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
     """
     store = normalise(store)
     card = registry.check_exported(registry.resolve(store, settings.model))
+    _check_sees(card)
     source = source_uri(store, settings.source)
     results = result_settings(settings, card.task)
     if settings.tile is not None and card.input.mode == "crop":
@@ -132,6 +134,19 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
         open_shards=len(open_shards),
         open_images=sum(shard.images for shard in open_shards),
     )
+
+
+def _check_sees(card: Card) -> None:
+    """Raises UsageError for a model that no image can be shown to, or that would answer with a part of it."""
+    if card.task is Task.GENERATE:
+        raise UsageError(
+            f"{card.reference} makes images and is shown none: pixelmill generate {card.reference} --count 100 --out …"
+        )
+    if card.task is Task.TRANSLATE and card.input.mode == "crop":
+        raise UsageError(
+            f"{card.reference} crops what it is shown, so that it cannot translate the whole of an image: "
+            "its card needs the mode letterbox or stretch"
+        )
 
 
 def source_uri(store: str, source: str) -> str:
@@ -185,6 +200,7 @@ def work(
         max_pixels=settings.max_pixels,
         tile=settings.tile,
         overlap=OVERLAP if settings.overlap is None else settings.overlap,
+        image_format=settings.image_format,
         remote_source=is_remote(planned.source),
     )
     return work_through(config, planned.plan, planned.open_images, slot, slots, on_progress)

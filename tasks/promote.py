@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from models.card import Card
 from models.dataset import Dataset
 from models.errors import NotFound, UsageError
-from models.learning.metrics import MAIN_METRIC
+from models.learning.metrics import LOWER_IS_BETTER, MAIN_METRIC
 from models.progress import Report, silent
 from models.settings.export import EvaluateSettings
 from tasks import registry
@@ -47,7 +47,9 @@ def promote_if_better(
     metric = MAIN_METRIC[card.task]
 
     def value(reference: str) -> float | None:
-        settings = EvaluateSettings(model=reference, dataset=dataset.reference, split=split)
+        # Of generators: figures of two judges do not compare.
+        judge = card.training.get("judge")
+        settings = EvaluateSettings(model=reference, dataset=dataset.reference, split=split, judge=judge)
         return evaluate(store, settings, report).metrics[metric]
 
     def ended(promoted: bool, reason: str, current: float | None, previous: str | None) -> Promotion:
@@ -72,4 +74,5 @@ def promote_if_better(
         return ended(False, f"{previous.reference} cannot be compared: {error}", None, previous.reference)
     assert current is not None  # what the candidate was measured on shows something to the other one as well
     figures = f"{metric} {candidate:.4f} against {current:.4f} of {previous.reference} on {dataset.reference} {split}"
-    return ended(candidate >= current, figures, current, previous.reference)
+    is_as_good = candidate <= current if metric in LOWER_IS_BETTER else candidate >= current
+    return ended(is_as_good, figures, current, previous.reference)

@@ -166,13 +166,16 @@ def check_exported(card: Card) -> Card:
     return card
 
 
-def fetch_model(store: str, card: Card) -> Path:
+def fetch_model(store: str, card: Card, file: str | None = None) -> Path:
     """A local file with the model's ONNX graph: the store's own, or a verified copy in the user's cache folder.
+
+    `file`: another of its graphs, such as the decoder.
 
     Raises ModelError if there is no such file, or it is not the one that the card describes.
     """
-    uri = join(version_folder(store, check_exported(card)), card.onnx_file)
-    expected = card.files[card.onnx_file]
+    file = file or check_exported(card).onnx_file
+    uri = join(version_folder(store, card), file)
+    expected = card.files[file]
     if not uri.startswith("s3://"):
         path = Path(local_path(uri))
         size = path.stat().st_size if path.is_file() else None
@@ -187,7 +190,7 @@ def fetch_model(store: str, card: Card) -> Path:
         cached.parent.mkdir(parents=True, exist_ok=True)
         # Two processes at once each rename their own complete file to the same name.
         with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".fetch-") as folder:
-            whole = Path(folder, card.onnx_file)
+            whole = Path(folder, file)
             with open_storage(uri).fetch(uri) as downloaded:
                 shutil.copyfile(downloaded, whole)
             if sha256_of(whole) != expected["sha256"]:

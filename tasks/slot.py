@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from models.settings.fields import Device
+from models.settings.fields import Device, ImageFormat
 from models.settings.fields import Engine as EngineName
 
 PROGRESS_EVERY_S = 0.25
@@ -44,6 +44,7 @@ class SlotConfig:
     max_pixels: int
     tile: int | None = None  # pixels
     overlap: float = 0.0  # of tiles
+    image_format: ImageFormat = "png"  # of what a translator makes
     isolated: bool = False  # one image at a time, each decoded in a child process with limits
     remote_source: bool = False
 
@@ -124,8 +125,9 @@ def run(config: SlotConfig, events: Events, commands: TextIO) -> None:
     predictor = Predictor(card, engine, score=config.score, top_k=config.top_k)
     limits = Limits(max_pixels=config.max_pixels)
     tiling = None
-    if config.tile is not None:  # objects may be larger than a tile; of a map, the tiles are the sharper part
-        tiling = Tiling(config.tile, config.overlap, and_whole=card.task is not Task.SEMANTIC)
+    if config.tile is not None:  # objects may be larger than a tile; maps and images are sharper in tiles
+        and_whole = card.task not in (Task.SEMANTIC, Task.TRANSLATE)
+        tiling = Tiling(config.tile, config.overlap, and_whole)
     preparer: type = Preparer
     if config.isolated:
         from tasks.isolation import IsolatedPreparer
@@ -150,6 +152,7 @@ def run(config: SlotConfig, events: Events, commands: TextIO) -> None:
         statistics={"host": os.uname().nodename},
         poison=poison,
         announce=config.isolated,
+        image_format=config.image_format,
     )
     events.send("ready", engine=engine.name)
     finished = threading.Event()

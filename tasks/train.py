@@ -337,8 +337,8 @@ def _publish(
             logger.info("%s is already in the store: other settings led to the same weights", existing.reference)
             return existing, False
         if settings.export:
-            paths[ONNX_FILE] = Path(scratch, ONNX_FILE)
-            card = _export(store, plan.dataset, card, network, val, paths[ONNX_FILE], report)
+            card, graphs = _export(store, plan.dataset, card, network, val, Path(scratch), report)
+            paths |= graphs
         return registry.publish(store, card, paths), True
 
 
@@ -348,22 +348,19 @@ def _export(
     card: Card,
     network: "nn.Module",
     val: "Samples",
-    onnx_path: Path,
+    folder: Path,
     report: Report,
-) -> Card:
-    """Writes the graph, and returns the card with what was compared and measured."""
-    from models.runtime.export import export_onnx
-    from models.runtime.parity import check_parity
+) -> tuple[Card, dict[str, Path]]:
+    """Writes the graphs, and returns the card with what was compared and measured, and the files by name."""
+    from models.runtime.publishable import export_graphs
     from tasks.evaluate import measure_all
 
     family = catalog.entry(card.architecture).family_module()
     images, names = _real_images(val)
-    report(Step(f"exporting {card.reference}", 0, None))
-    export_onnx(family.graph(network, card), card, onnx_path, images[:2])
-    report(Step("comparing the export with PyTorch", 0, None))
-    parity = check_parity(network, family, card, onnx_path, images)
-    card = replace(card, parity={"images": names, **parity})
-    return replace(card, metrics=measure_all(card, onnx_path, store, dataset, report))
+    report(Step(f"exporting {card.reference}, and comparing it with PyTorch", 0, None))
+    graphs, parity = export_graphs(network, family, card, images, names, folder)
+    card = replace(card, parity=parity)
+    return replace(card, metrics=measure_all(card, graphs[ONNX_FILE], store, dataset, report)), graphs
 
 
 def _real_images(samples: "Samples") -> tuple[NDArray[np.uint8], list[str]]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from models.errors import StorageError
 from models.records import PLAN_SCHEMA, Status, part_schema
+from tasks.outputs import missing_outputs
 from tasks.plan import stream
 from tasks.storage import join, normalise
 from tasks.table import PlanHead, Table
@@ -97,9 +98,25 @@ def _check_parts(table: Table, model: str, heads: list[PlanHead], schema: pa.Sch
             continue
         result.parts += 1
         result.rows += rows.num_rows
+        if "output" in rows.schema.names:
+            result.problems += _check_outputs(table, model, name, rows)
         result.problems += [
             f"parts/model={model}/{name}: {problem}" for problem in _compare(rows, claimed, schema, statistics)
         ]
+
+
+def _check_outputs(table: Table, model: str, name: str, rows: pa.Table) -> Iterator[str]:
+    """Every row that is ok names an image that was made, and it is there."""
+    outputs = [
+        output
+        for output, status in zip(rows.column("output").to_pylist(), rows.column("status").to_pylist(), strict=True)
+        if status == Status.OK
+    ]
+    if unnamed := outputs.count(None):
+        yield f"parts/model={model}/{name}: {unnamed} rows are ok and name no output"
+    missing = missing_outputs(table, model, {output for output in outputs if output is not None})
+    if missing:
+        yield f"{len(missing)} images that parts/model={model}/{name} names are missing, the first: {missing[0]}"
 
 
 def _compare(rows: pa.Table, claimed: pa.Table, schema: pa.Schema, statistics: dict) -> Iterator[str]:

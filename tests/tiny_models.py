@@ -19,11 +19,11 @@ def _constant(name: str, array: np.ndarray) -> onnx.TensorProto:
     return numpy_helper.from_array(array, name)
 
 
-def _publish(store: str, folder: Path, card: Card, nodes, outputs, constants) -> Card:
+def _publish(store: str, folder: Path, card: Card, nodes, outputs, constants, inputs=None) -> Card:
     graph = helper.make_graph(
         nodes,
         card.architecture,
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
+        inputs or [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
         outputs,
         constants,
     )
@@ -137,3 +137,67 @@ def light_object():
         helper.make_tensor_value_info("batch_index", TensorProto.INT64, ["n"]),
     ]
     return nodes, outputs, constants
+
+
+def publish_translator(store: str, folder: Path, name: str = "tiny_negative", mode: str = "stretch") -> Card:
+    """Makes the negative of an image."""
+    rule = ResizeRule(mode, SIDE, SIDE, pad_rgb=(255, 0, 0))  # type: ignore[arg-type]
+    card = Card(name, "1" * 12, Task.TRANSLATE, "tiny_negative", (), rule)
+    nodes = [helper.make_node("Sub", ["white", "images"], ["images_out"])]
+    outputs = [helper.make_tensor_value_info("images_out", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])]
+    return _publish(store, folder, card, nodes, outputs, [_constant("white", np.array(255, np.uint8))])
+
+
+def publish_embedder(store: str, folder: Path, name: str = "tiny_embedder") -> Card:
+    """The mean colour of an image, 0 to 1, and how light it is."""
+    card = Card(name, "2" * 12, Task.EMBED, "tiny_embedder", (), ResizeRule("stretch", SIDE, SIDE))
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        node("Mul", ["floats", "scale"], ["scaled"]),
+        node("ReduceMean", ["scaled", "places"], ["embedding"], keepdims=0),
+        node("ReduceMean", ["embedding", "channels"], ["anomaly"], keepdims=0),
+    ]
+    constants = [
+        _constant("scale", np.float32(1 / 255)),
+        _constant("places", np.array([1, 2], np.int64)),
+        _constant("channels", np.array([1], np.int64)),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 3]),
+        helper.make_tensor_value_info("anomaly", TensorProto.FLOAT, ["batch"]),
+    ]
+    return _publish(store, folder, card, nodes, outputs, constants)
+
+
+def publish_generator(store: str, folder: Path, name: str = "tiny_generator", labels: tuple[str, ...] = ()) -> Card:
+    """Stripes whose levels are the latent's; of a conditional one, class k adds 40·k to every level."""
+    rule = ResizeRule("crop", SIDE, SIDE, short_side=SIDE)
+    card = Card(name, ("4" if labels else "3") * 12, Task.GENERATE, "tiny_generator", labels, rule, latent_size=SIDE)
+    node = helper.make_node
+    inputs = [helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["batch", SIDE])]
+    nodes = [node("Sigmoid", ["latent"], ["shares"]), node("Mul", ["shares", "levels"], ["level"])]
+    if labels:
+        inputs.append(helper.make_tensor_value_info("labels", TensorProto.INT64, ["batch"]))
+        nodes += [
+            node("Cast", ["labels"], ["classes"], to=TensorProto.FLOAT),
+            node("Mul", ["classes", "forty"], ["more"]),
+            node("Unsqueeze", ["more", "last"], ["column"]),
+            node("Add", ["level", "column"], ["shifted"]),
+        ]
+    nodes += [
+        node("Unsqueeze", ["shifted" if labels else "level", "around"], ["stripes"]),
+        node("Expand", ["stripes", "size"], ["planes"]),
+        node("Cast", ["planes"], ["images_out"], to=TensorProto.UINT8),
+    ]
+    constants = [
+        _constant("levels", np.float32(100)),
+        _constant("forty", np.float32(40)),
+        _constant("last", np.array([1], np.int64)),
+        _constant("around", np.array([1, 3], np.int64)),
+        _constant("size", np.array([1, SIDE, SIDE, 3], np.int64)),
+    ]
+    if not labels:
+        constants = [constant for constant in constants if constant.name not in ("forty", "last")]
+    outputs = [helper.make_tensor_value_info("images_out", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])]
+    return _publish(store, folder, card, nodes, outputs, constants, inputs)

@@ -19,6 +19,7 @@ fall away.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -36,14 +37,16 @@ from models.errors import UsageError
 from models.imaging.geometry import ResizeRule
 from models.learning.augment import Unvaried
 from models.learning.differentiable_augment import vary
-from models.learning.generative_metrics import UNKNOWN, Seen, compare, nearest_classes
-from models.learning.judging import Judge, PixelJudge
+from models.learning.generative_metrics import ENOUGH_IMAGES, UNKNOWN, Seen, compare
+from models.learning.judging import Judge, PixelJudge, recognised
 from models.learning.loading import Batch
 from models.learning.recipe import Recipe
 from models.learning.update import NonFiniteLoss
 from models.nets.gan import Adversaries, from_uint8, to_uint8
 from models.nets.parts import Parts
 from models.settings.train import Augment
+
+logger = logging.getLogger("pixelmill.train")
 
 __all__ = ["augmentation", "learner", "targets"]
 
@@ -214,23 +217,17 @@ class AdversarialLearner:
     def compared(self, images: Sequence[NDArray[np.uint8]], targets: NDArray[np.int64]) -> dict[str, float]:
         """The figures of made images beside the validation images; these are looked at only once."""
         device = next(self._pair.parameters()).device
-        # Where the judge tells the same classes apart it is asked, else the labels of the most similar real images.
-        names = {name: number for number, name in enumerate(self._labels)}
-        knows_ours = bool(names) and names.keys() <= set(self.judge.labels)
-        ours = np.array([names.get(name, UNKNOWN) for name in self.judge.labels], np.int64)
         if self._real is None:
             seen = self.judge.look(np.concatenate(images), device)
             self._real = Seen(seen.features, targets if self._classes else seen.classes)
+            if (count := len(targets)) < ENOUGH_IMAGES:
+                logger.warning("%d images to compare with are few: all figures of an epoch are mostly noise", count)
         real = self._real
         count = min(max(len(real.features), _JUDGED[0]), _JUDGED[1])
         asked = None
         if self._classes:  # as often as they are among the real ones
             asked = real.classes[np.arange(count) % len(real.classes)]
-        made = self.judge.look(self.made(count, asked), device)
-        if knows_ours:
-            made = Seen(made.features, ours[made.classes])
-        elif self._classes:
-            made = Seen(made.features, nearest_classes(made.features, real))
+        made = recognised(self.judge.look(self.made(count, asked), device), self.judge, self._labels, real)
         return compare(real, made, asked)
 
     def watch(self, history: Sequence[Mapping[str, Any]]) -> str | None:

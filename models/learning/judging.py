@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from models.learning.generative_metrics import UNKNOWN, Seen
+from models.learning.generative_metrics import UNKNOWN, Seen, nearest_classes
 from models.nets import classifiers
 from models.nets.normalisation import Normalise
 from models.nets.parts import Parts
@@ -27,7 +27,7 @@ _PIXEL_SIDE = 8  # to which pixels are averaged: 192 numbers per image
 class Judge(Protocol):
     """Looks at images."""
 
-    name: str  # for the card
+    name: str  # as `--judge` takes it
     labels: tuple[str, ...]  # the classes that it tells apart, and that mean something here; () for none
 
     def look(self, images: NDArray[np.uint8], device: torch.device = _CPU) -> Seen:
@@ -80,3 +80,18 @@ class ClassifierJudge:
             pixels = interpolate(pixels, (self._side, self._side), mode="bilinear", antialias=True)
         features: Any = classifiers.features(self._network, self._parts, pixels)
         return features.flatten(1).float(), self._head(features).argmax(dim=1)
+
+
+def recognised(made: Seen, judge: Judge, labels: Sequence[str], real: Seen) -> Seen:
+    """The made images with the classes that they are taken for, by index into a generator's `labels`.
+
+    A judge that tells all of these apart is asked; else each image is what the real image is that it is most like. A
+    generator without labels keeps the judge's own classes, and so must `real`.
+    """
+    if not labels:
+        return made
+    index = {name: number for number, name in enumerate(labels)}
+    if index.keys() <= set(judge.labels):
+        ours = np.array([index.get(name, UNKNOWN) for name in judge.labels], np.int64)
+        return Seen(made.features, ours[made.classes])
+    return Seen(made.features, nearest_classes(made.features, real))

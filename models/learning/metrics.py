@@ -30,16 +30,20 @@ MEASURES: dict[Task, str] = {
     Task.INSTANCE: "detection_metrics",
     Task.SEMANTIC: "segmentation_metrics",
     Task.EMBED: "embedding_metrics",
+    Task.GENERATE: "generative_metrics",  # without `measure`: tasks.evaluate_generator compares samples, no rows
 }
 
-# Decides what is promoted and what an export may lose; higher is better. 0 to 1, but for elbo, in nats per value.
+# Decides what is promoted and what an export may lose; 0 to 1 (elbo: nats per value of an image) and
+# higher is better, unless it is in LOWER_IS_BETTER.
 MAIN_METRIC: dict[Task, str] = {
     Task.CLASSIFY: "top1",
     Task.DETECT: "ap",
     Task.INSTANCE: "mask_ap",
     Task.SEMANTIC: "miou",
     Task.EMBED: "elbo",
+    Task.GENERATE: "frechet",
 }
+LOWER_IS_BETTER = frozenset({"frechet"})
 
 
 class Measure(Protocol):

@@ -80,6 +80,7 @@ class Generator(nn.Module):
         layers += [nn.BatchNorm2d(channels[-1]), nn.ReLU()]
         layers += [nn.ConvTranspose2d(channels[-1], 3, 4, stride=2, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
+        _initialise(self)
 
     def forward(self, latent: Tensor, labels: Tensor | None = None) -> Tensor:
         """See the class; labels only where there are classes."""
@@ -97,20 +98,22 @@ class Discriminator(nn.Module):
     def __init__(self, num_classes: int, size: int, norm: str):
         super().__init__()
         channels = _channels(size)  # from the image on
-        bound = spectral_norm if norm == "spectral" else _as_it_is
         self.blocks = nn.ModuleList()
         for level, (before, after) in enumerate(pairwise((3, *channels))):
             has_norm = norm == "batch" and level > 0
             layers: list[nn.Module] = [
-                bound(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not has_norm)),
+                nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not has_norm),
                 *([nn.BatchNorm2d(after)] if has_norm else []),
                 nn.LeakyReLU(0.2),
             ]
             self.blocks.append(nn.Sequential(*layers))
         # DCGAN's last convolution sees the whole map; a projection wants one vector per image.
         self.pools = norm == "spectral"
-        self.judge = bound(nn.Conv2d(channels[-1], 1, 1 if self.pools else _SMALLEST_MAP))
-        self.project = bound(nn.Embedding(num_classes, channels[-1])) if num_classes else None
+        self.judge = nn.Conv2d(channels[-1], 1, 1 if self.pools else _SMALLEST_MAP)
+        self.project = nn.Embedding(num_classes, channels[-1]) if num_classes else None
+        _initialise(self)
+        if norm == "spectral":
+            _bound_slopes(self)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """See the class; labels int64 [batch] only where there are classes."""
@@ -149,31 +152,30 @@ def _channels(size: int) -> list[int]:
     return [min(_CHANNELS << level, _MOST_CHANNELS) for level in range(int(math.log2(size // _SMALLEST_MAP)))]
 
 
-def _as_it_is(module: nn.Module) -> nn.Module:
-    return module
-
-
-def build(builder: str, num_classes: int, size: int) -> Adversaries:
-    """An untrained pair for images of `size` pixels to a side, a power of two; num_classes 0: it knows none."""
-    network = Adversaries(num_classes, size, _NORMS[builder])
+def _initialise(network: nn.Module) -> None:
+    """As DCGAN's section 3 has it."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(_weight(module), 0.0, 0.02)
+            nn.init.normal_(module.weight, 0.0, 0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.02)
-    return network.eval()
+
+
+def _bound_slopes(network: nn.Module) -> None:
+    """Normalises all layers; of weights as they are now, since the estimate of the singular values starts from them."""
+    for module in list(network.modules()):
+        if isinstance(module, nn.Conv2d | nn.Embedding):
+            spectral_norm(module)
+
+
+def build(builder: str, num_classes: int, size: int) -> Adversaries:
+    """An untrained pair for images of `size` pixels to a side, a power of two; num_classes 0: it knows none."""
+    return Adversaries(num_classes, size, _NORMS[builder]).eval()
 
 
 build_for_training = build  # all of it is published: who learns on from it needs the discriminator, too
-
-
-def _weight(module: nn.Module) -> Tensor:
-    """The parameter itself, where the weight that is used is computed from it."""
-    if torch.nn.utils.parametrize.is_parametrized(module):
-        return module.parametrizations.weight.original  # type: ignore[union-attr, return-value]
-    return module.weight  # type: ignore[return-value]
 
 
 def parts(network: nn.Module, builder: str) -> Parts:

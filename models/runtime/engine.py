@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from models.card import Card
 from models.errors import ModelError, UsageError
+from models.records import Task
 from models.runtime import gpu
+from models.runtime.latents import Latents
 from models.runtime.results import ANSWERS
 from models.settings.fields import Device
 from models.settings.fields import Engine as EngineName
@@ -43,8 +45,9 @@ class Engine(Protocol):
     device: str  # "cpu" or "cuda"
     concurrency: int
 
-    def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray]:
-        """Outputs by their name in the ONNX contract, for images [batch, height, width, 3]. Raises OutOfMemory."""
+    def run(self, images: NDArray[np.uint8] | Latents) -> dict[str, NDArray]:
+        """Outputs by their name in the ONNX contract, for images [batch, height, width, 3], or for what a generator
+        makes images of. Raises OutOfMemory."""
         ...
 
     def close(self) -> None:
@@ -62,6 +65,8 @@ def open_engine(
     from models.runtime import openvino
 
     if engine == "openvino":
+        if card.task is Task.GENERATE:
+            raise UsageError(f"{card.reference} makes images: a generator runs on ONNX Runtime")
         if device == "cuda":
             raise UsageError("OpenVINO runs on the CPU here: use --device cpu, or --engine onnxruntime for a GPU")
         return openvino.OpenVinoEngine(onnx_path, card, concurrency=threads, reason="asked for")
@@ -75,7 +80,7 @@ def open_engine(
                 logger.warning("the GPU is not used: %s", error)
     if engine == "onnxruntime":
         return OnnxRuntimeEngine(onnx_path, card, concurrency=threads, reason="asked for")
-    refusal = openvino.why_not(card)
+    refusal = "a generator runs on ONNX Runtime" if card.task is Task.GENERATE else openvino.why_not(card)
     if refusal is None:
         reason = f"it agrees with {openvino.yardstick(card)}"
         return openvino.OpenVinoEngine(onnx_path, card, concurrency=threads, reason=reason)
@@ -125,10 +130,11 @@ class OnnxRuntimeEngine:
         self.reason = reason
         self.concurrency = concurrency
 
-    def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray]:
+    def run(self, images: NDArray[np.uint8] | Latents) -> dict[str, NDArray]:
         """See `Engine.run`."""
+        inputs = images.by_name if isinstance(images, Latents) else {"images": images}
         try:
-            outputs = self._session.run(self._output_names, {"images": images})
+            outputs = self._session.run(self._output_names, inputs)
         except Exception as error:
             raise as_out_of_memory(error) from None
         return dict(zip(self._output_names, outputs, strict=True))
@@ -141,7 +147,10 @@ class OnnxRuntimeEngine:
 def _open_on_gpu(onnx_path: str | Path, card: Card, reason: str) -> OnnxRuntimeEngine:
     """With the fastest providers that come up. Raises ModelError if none does."""
     failure: ModelError | None = None
-    for providers in gpu.provider_choices(card.input.height, card.input.width, card.precision):
+    choices = gpu.provider_choices(card.input.height, card.input.width, card.precision)
+    if card.task is Task.GENERATE:
+        choices = choices[-1:]  # TensorRT is told the sizes of `images`, which a generator has none of
+    for providers in choices:
         try:
             return OnnxRuntimeEngine(onnx_path, card, concurrency=_GPU_CONCURRENCY, reason=reason, providers=providers)
         except ModelError as error:
@@ -160,15 +169,17 @@ def as_out_of_memory(error: Exception) -> Exception:
 
 def check_contract(session, card: Card) -> None:
     """Raises ModelError if the inputs or outputs of an ONNX Runtime session are not what the task's contract says."""
-    rule = card.input
     found = {i.name: (i.type, list(i.shape)) for i in session.get_inputs()}
-    expected = f"images: tensor(uint8) [batch, {rule.height}, {rule.width}, 3]"
-    kind, shape = found.get("images", ("", []))
-    if list(found) != ["images"] or kind != "tensor(uint8)" or shape[1:] != [rule.height, rule.width, 3]:
+    expected = _inputs_of(card)
+    if {name: (kind, shape[1:]) for name, (kind, shape) in found.items()} != expected:
+        want = "; ".join(f"{name}: {kind} {['batch', *shape]}" for name, (kind, shape) in expected.items())
         have = "; ".join(f"{name}: {kind} {shape}" for name, (kind, shape) in found.items())
-        raise ModelError(f"{card.reference}: expected the one input {expected}, the file has {have}")
-    if isinstance(shape[0], int):
-        raise ModelError(f"{card.reference}: the input's batch is fixed at {shape[0]}; export it with a dynamic batch")
+        raise ModelError(f"{card.reference}: expected the input {want}, the file has {have}".replace("'", ""))
+    for _, shape in found.values():
+        if isinstance(shape[0], int):
+            raise ModelError(
+                f"{card.reference}: the input's batch is fixed at {shape[0]}; export it with a dynamic batch"
+            )
     outputs = {o.name: (o.type, len(o.shape or [])) for o in session.get_outputs()}
     for output in ANSWERS[card.task].outputs:
         if outputs.get(output.name) != (output.onnx_type, output.rank):
@@ -177,3 +188,11 @@ def check_contract(session, card: Card) -> None:
                 f"{card.reference}: a {card.task} model needs the output {output.name}: {output.onnx_type} of rank "
                 f"{output.rank}, the file has {have}"
             )
+
+
+def _inputs_of(card: Card) -> dict[str, tuple[str, list[int]]]:
+    """Type and shape, without the batch, of each input that the graph of a card has, by name."""
+    if card.task is not Task.GENERATE:
+        return {"images": ("tensor(uint8)", [card.input.height, card.input.width, 3])}
+    inputs: dict[str, tuple[str, list[int]]] = {"latent": ("tensor(float)", [card.latent_size])}
+    return inputs | ({"labels": ("tensor(int64)", [])} if card.is_conditional else {})

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.card import Card
 from models.errors import ModelError
+from models.runtime.latents import Latents
 from models.runtime.results import ANSWERS
 
 if TYPE_CHECKING:
@@ -23,12 +24,13 @@ METADATA_KEY = "pixelmill"
 OPSET = 20
 
 
-def export_onnx(graph: "nn.Module", card: Card, path: Path, example: NDArray[np.uint8]) -> None:
+def export_onnx(graph: "nn.Module", card: Card, path: Path, example: NDArray[np.uint8] | Latents) -> None:
     """Writes `graph` to `path` with the card in its metadata: dynamic batch, fixed height and width.
 
-    `graph` maps images [batch, height, width, 3] uint8 to the outputs of the card's task, in their order; `example` is
-    such a batch of at least two images. The file is byte for byte the same when repeated with the same versions of
-    torch and onnxscript. Raises ModelError when torch cannot export the module.
+    `graph` maps images [batch, height, width, 3] uint8 to the outputs of the card's task, in their order; that of a
+    generator takes the arrays of Latents in their order. `example` is such a batch of at least two images. The file is
+    byte for byte the same when repeated with the same versions of torch and onnxscript. Raises ModelError when torch
+    cannot export the module.
     """
     import torch
 
@@ -37,17 +39,19 @@ def export_onnx(graph: "nn.Module", card: Card, path: Path, example: NDArray[np.
     if len(example) < 2:
         raise ValueError("the example needs two images or more: torch fixes a batch of one")
     names = [output.name for output in ANSWERS[card.task].outputs]
+    inputs = example.by_name if isinstance(example, Latents) else {"images": example}
+    batch = torch.export.Dim("batch", min=1)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph,
-                (torch.from_numpy(example),),
+                tuple(torch.from_numpy(array) for array in inputs.values()),
                 dynamo=True,
                 external_data=False,
                 opset_version=OPSET,
-                input_names=["images"],
+                input_names=list(inputs),
                 output_names=names,
-                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
                 custom_translation_table=translations(),
                 verbose=False,
             )

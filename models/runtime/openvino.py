@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.card import Card
 from models.errors import ModelError
+from models.runtime.latents import Latents
 from models.runtime.results import ANSWERS
 
 
@@ -99,13 +100,13 @@ class OpenVinoEngine:
         # Two threads that make their first inference together can deadlock: the first one is made here, alone.
         self.run(np.zeros((1, card.input.height, card.input.width, 3), np.uint8))
 
-    def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray]:
+    def run(self, images: NDArray[np.uint8] | Latents) -> dict[str, NDArray]:
         """See `Engine.run`."""
         from models.runtime.engine import as_out_of_memory
 
         request = self._requests.get()
         try:
-            results = request.infer({"images": images})
+            results = request.infer({"images": images})  # it takes no generators
             return {name: np.array(results[name]) for name in self._output_names}
         except Exception as error:
             raise as_out_of_memory(error) from None

@@ -18,14 +18,19 @@ from models.records import Task
 from models.runtime import openvino
 from models.runtime.comparisons import COMPARISONS
 from models.runtime.engine import Engine, OnnxRuntimeEngine, open_engine
+from models.runtime.latents import Latents, draw
 from models.runtime.predictor import one_line
 from models.runtime.results import Outputs
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+Batch = NDArray[np.uint8] | Latents
 
 MIN_IMAGES = 5
 _ODD_BATCH = 3
+_LATENTS = 8
+_LATENT_SEED = 0
 
 
 def check_parity(
@@ -33,7 +38,7 @@ def check_parity(
     family: ModuleType,
     card: Card,
     onnx_path: Path,
-    images: NDArray[np.uint8],  # [n, height, width, 3], prepared by the card's rule; at least MIN_IMAGES
+    images: Batch,  # [n, height, width, 3], prepared by the card's rule; at least MIN_IMAGES
 ) -> dict[str, Any]:
     """Compares the ONNX file with the family's reference at batch 1, 3 and n; returns the record for the card.
 
@@ -59,7 +64,12 @@ def check_parity(
     return record
 
 
-def check_invariance(card: Card, onnx_path: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
+def parity_latents(card: Card) -> Latents:
+    """What a generator's graph is compared on: seeded latents, with every class at least once."""
+    return draw(card, _LATENT_SEED, range(max(_LATENTS, len(card.labels))))
+
+
+def check_invariance(card: Card, onnx_path: Path, images: Batch) -> dict[str, Any]:
     """The trial of a foreign ONNX file: it keeps the contract, and an image gets the same answer alone and in a batch.
 
     Raises ModelError for a broken contract, or ParityError.
@@ -80,7 +90,7 @@ def check_invariance(card: Card, onnx_path: Path, images: NDArray[np.uint8]) -> 
     return {"engine": f"onnxruntime {metadata.version('onnxruntime')}", **measured}
 
 
-def check_variant(card: Card, onnx_path: Path, exact_path: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
+def check_variant(card: Card, onnx_path: Path, exact_path: Path, images: Batch) -> dict[str, Any]:
     """The trial of a less exact export, which `card` describes, on images [n, height, width, 3].
 
     fp16 must agree with the exact export, and an image with itself in any batch. How much int8 may change is for the
@@ -127,7 +137,7 @@ def _with_floor(card: Card, score: float | None) -> Card:
     return card if score is None else replace(card, score_floor=score)
 
 
-def _alone(engine: Engine, images: NDArray[np.uint8]) -> dict[str, NDArray]:
+def _alone(engine: Engine, images: Batch) -> dict[str, NDArray]:
     return _joined([engine.run(images[i : i + 1]) for i in range(len(images))])
 
 
@@ -135,6 +145,12 @@ def check_values(card: Card, outputs: Outputs) -> None:
     """Raises ModelError if outputs do not fit the card's labels, or are not the probabilities of the contract."""
     if card.task == Task.SEMANTIC:
         _check_class_map(card, outputs["class_map"])
+        return
+    if card.task in (Task.GENERATE, Task.TRANSLATE):
+        _check_images(card, outputs["images_out"])
+        return
+    if card.task == Task.EMBED:
+        _check_embeddings(card, outputs)
         return
     if card.task == Task.CLASSIFY:
         found = outputs["probabilities"]
@@ -169,6 +185,21 @@ def _check_masks(card: Card, masks: NDArray) -> None:
         )
 
 
+def _check_images(card: Card, images: NDArray) -> None:
+    shape = (card.input.height, card.input.width, 3)
+    if images.shape[1:] != shape:
+        raise ModelError(
+            f"{card.name}: expected images_out of the card's size [batch, {', '.join(map(str, shape))}], "
+            f"got {list(images.shape)}"
+        )
+
+
+def _check_embeddings(card: Card, outputs: Outputs) -> None:
+    for name in ("embedding", "anomaly"):
+        if not np.isfinite(outputs[name]).all():
+            raise ModelError(f"{card.name}: the output {name} holds NaN or infinity")
+
+
 def _check_class_map(card: Card, class_map: NDArray) -> None:
     size_hw = (card.input.height, card.input.width)
     if class_map.shape[1:] != size_hw:
@@ -183,17 +214,19 @@ def _check_class_map(card: Card, class_map: NDArray) -> None:
 
 
 def _compare_with_torch(
-    network: "nn.Module", family: ModuleType, card: Card, onnx_path: Path, images: NDArray[np.uint8]
+    network: "nn.Module", family: ModuleType, card: Card, onnx_path: Path, images: Batch
 ) -> dict[str, Any]:
     import torch
 
     reference = family.reference(network, card)
     with torch.no_grad():
         # Each image alone: what PyTorch says of one must hold in every batch.
-        alone = [reference(torch.from_numpy(images[i : i + 1])) for i in range(len(images))]
+        alone = [reference(*_tensors(images[i : i + 1])) for i in range(len(images))]
     expected = _joined([{name: value.numpy() for name, value in outputs.items()} for outputs in alone])
 
     engine: Engine = OnnxRuntimeEngine(onnx_path, card, concurrency=1)
+    if card.task in (Task.GENERATE, Task.TRANSLATE, Task.EMBED):
+        check_values(card, expected)
     measured = _measure(engine, card, expected, images, "fp32")
     if not measured["agrees"]:
         raise ParityError(
@@ -205,16 +238,24 @@ def _compare_with_torch(
         "batch_sizes": [1, _ODD_BATCH, len(images)],
         **measured,
     }
+    if card.task is Task.GENERATE:  # runs on ONNX Runtime alone
+        return record
     for precision in openvino.cpu_precisions():
         record[f"openvino_{precision}"] = _measure_openvino(card, onnx_path, expected, images, precision, precision)
     return record
+
+
+def _tensors(batch: Batch) -> "list[Tensor]":
+    import torch
+
+    return [torch.from_numpy(array) for array in (batch.arrays if isinstance(batch, Latents) else [batch])]
 
 
 def _measure_openvino(
     card: Card,
     onnx_path: Path,
     expected: Outputs,
-    images: NDArray[np.uint8],
+    images: Batch,
     precision: str,
     limits: str,
     what: str = "PyTorch",
@@ -231,7 +272,7 @@ def _measure(
     engine: Engine,
     card: Card,
     expected: Outputs,
-    images: NDArray[np.uint8],
+    images: Batch,
     limits: str,
     what: str = "PyTorch",
     from_score: float | None = None,

@@ -47,6 +47,13 @@ class EvaluateSettings(Settings):
     engine: Annotated[
         Engine, Field(description="What runs the model: onnxruntime answers exactly; auto takes what predict would.")
     ] = "onnxruntime"
+    judge: Annotated[
+        str | None,
+        Field(
+            description="Generators: what compares made images with real ones: a classifier of the store, imagenet or "
+            "pixels; by default that of its training."
+        ),
+    ] = None
     device: Annotated[Device, Field(description="auto takes a GPU when the installed engine can use one.")] = "auto"
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from models.settings.fields import Device, Engine, Settings, TableName, uri_field, without_credentials
+from models.settings.fields import Device, Engine, ImageFormat, Settings, TableName, uri_field, without_credentials
 
 OVERLAP = 0.2  # of tiles, unless the settings say otherwise
 
@@ -47,6 +47,9 @@ class PredictSettings(Settings):
         Field(ge=0, lt=0.9, description=f"Share of a tile's side that its neighbour shows too; {OVERLAP} by default."),
         AfterValidator(_of_tiles),
     ] = None
+    image_format: Annotated[
+        ImageFormat, Field(description="Of the images that a translator makes; png and webp keep every pixel.")
+    ] = "png"
     max_pixels: Annotated[int, Field(ge=1, description="Refuse images with more pixels, by their header.")] = (
         100_000_000
     )

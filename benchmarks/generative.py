@@ -1,0 +1,228 @@
+"""What generators learn: digits, fixed epochs and seeds, judged by a classifier that has not seen what they made.
+
+    python -m benchmarks.generative                           scikit-learn's digits
+    python -m benchmarks.generative --source FOLDER           a folder per class, such as MNIST as PNG files
+    python -m benchmarks.generative --augmentation            a classifier with and without generated images
+
+Everything goes through what the commands call. The judge is a classifier of the same store, trained on the training
+split; the figures are those of the test split, by the exported ONNX files. `halves` is the Fréchet distance between two
+halves of the real test images: what a perfect generator of half as many images would have. Seconds are those of the
+processor, start to end, so that others at work hardly change them.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from models.settings.ingest import IngestSettings
+from models.settings.train import TrainSettings
+from tasks.datasets.ingest import ingest
+from tasks.digits import write_digits
+from tasks.photographs import encode_png
+from tasks.train import train
+
+JUDGE = "judge"
+DATASET = "digits"
+SIDE = 32
+SPLIT = "train=.7,val=.15,test=.15"
+
+
+class Place(NamedTuple):
+    """A store with the data set and the judge, and where else files may lie."""
+
+    store: str
+    scratch: Path
+    arguments: argparse.Namespace
+
+
+Row = Mapping[str, object]  # one line of the result, by column
+
+_GAN_COLUMNS = ("accuracy", "class_coverage", "frechet", "frechet_halves", "kid", "precision", "recall", "diversity")
+
+
+def gan(place: Place, model: str, seed: int) -> Row:
+    """Trains one generator, and returns its figures on the test split."""
+    asked = {name: getattr(place.arguments, name) for name in ("epochs", "augment", "lr", "precision")}
+    chosen = {name: value for name, value in asked.items() if value is not None}
+    began = time.process_time()
+    trained = train(
+        place.store,
+        TrainSettings(dataset=DATASET, model=model, name=model, judge=JUDGE, image_size=SIDE, seed=seed, **chosen),
+        on_epoch=lambda row: _say(f"{model} {seed}", row),
+    )
+    seconds = time.process_time() - began
+    test = trained.metrics["test"]
+    return {
+        "epochs (best)": f"{trained.epochs} ({trained.best_epoch})",
+        **{name: test.get(name) for name in _GAN_COLUMNS},
+        "CPU seconds": round(seconds),
+    }
+
+
+# Model → what trains and measures it; another kind of generative model is one more function.
+RUNS: dict[str, Callable[[Place, str, int], Row]] = {"conditional_gan": gan, "wgan_gp": gan, "dcgan": gan}
+
+
+def augmentation(place: Place, seed: int, per_class: int = 10, made_per_class: int = 100) -> dict[str, float]:
+    """Test top-1 of a classifier that knows a few real images per class, without and with images made from these few.
+
+    The conditional generator learns from the same few images, so that nothing else is known. What it makes is written
+    as a data set and added to the training split.
+    """
+    from models.learning.adversarial import learner
+    from models.learning.judging import PixelJudge
+    from models.learning.recipe import resolve
+    from models.nets import gan as family
+    from models.settings.train import Training
+    from tasks import registry
+    from tasks.weights import apply_state, load_model
+
+    few = place.scratch / f"few-{seed}"
+    _draw(place.scratch / "source", few / "folder", per_class, seed)
+    store = str(few / "mill")
+    ingest(store, IngestSettings(source=str(few / "folder"), name="few", format="folder"))
+    generator = train(
+        store,
+        TrainSettings(
+            dataset="few",
+            model="conditional_gan",
+            name="made",
+            epochs=place.arguments.epochs or 400,
+            augment="strong",
+            judge="pixels",
+            export=False,
+            seed=seed,
+        ),
+        on_epoch=lambda row: _say(f"few {seed}", row) if row["epoch"] % 20 == 0 else None,
+    )
+    card = registry.resolve(store, generator.model)
+    network = family.build("conditional_gan", len(card.labels), SIDE)
+    apply_state(network, load_model(store, card), (), "the generator")
+    learning = learner(
+        network,
+        family.parts(network, "conditional_gan"),
+        card,
+        resolve(Training(model="conditional_gan", seed=seed)),
+        PixelJudge(),
+    )
+    labels = np.arange(made_per_class * len(card.labels)) % len(card.labels)
+    for number, (image, label) in enumerate(zip(learning.made(len(labels), labels), labels, strict=True)):
+        path = few / "both" / "train" / card.labels[label] / f"made-{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_png(image))
+    shutil.copytree(few / "folder", few / "both", dirs_exist_ok=True)
+    ingest(store, IngestSettings(source=str(few / "both"), name="both", format="folder"))
+    found = {}
+    for name, dataset, epochs in (("real", "few", 88), ("real and made", "both", 8)):  # as many updates
+        settings = TrainSettings(
+            dataset=dataset,
+            model="resnet18",
+            name=f"classifier-{dataset}",
+            mode="scratch",
+            image_size=SIDE,
+            flip=False,
+            epochs=epochs,
+            seed=seed,
+        )
+        found[name] = train(store, settings).metrics["test"]["top1"]
+    return found
+
+
+def _draw(source: Path, folder: Path, per_class: int, seed: int) -> None:
+    """train/, val/ and test/ of a new folder: of each class a few images, ten and fifty."""
+    for label in sorted(path for path in source.iterdir() if path.is_dir()):
+        files = sorted(label.iterdir())
+        rest, test = files[:-50], files[-50:]
+        order = np.random.default_rng(seed).permutation(len(rest))
+        chosen = {"train": order[:per_class], "val": order[per_class : per_class + 10]}
+        for split, paths in ({name: [rest[i] for i in each] for name, each in chosen.items()} | {"test": test}).items():
+            (folder / split / label.name).mkdir(parents=True)
+            for path in paths:
+                shutil.copy(path, folder / split / label.name)
+
+
+def _say(which: str, row: Mapping[str, Any]) -> None:
+    """One line per epoch on stderr."""
+    named = ("val_frechet", "val_accuracy", "val_class_coverage", "val_diversity")
+    figures = " ".join(f"{name.removeprefix('val_')} {row[name]:.3f}" for name in named if name in row)
+    print(f"{which}: epoch {row['epoch']}, {figures}", file=sys.stderr, flush=True)
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _print(cells: Sequence[object]) -> None:
+    print(f"| {' | '.join(_shown(cell) for cell in cells)} |", flush=True)
+
+
+def main() -> None:
+    """Prints one row per model and seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, help="a folder per class; by default digits")
+    parser.add_argument("--models", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, help="by default those of pixelmill train")
+    parser.add_argument("--augment", choices=("none", "light", "strong"))
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--precision", choices=("fp32", "bf16"))
+    parser.add_argument("--judge-epochs", type=int, default=6)
+    parser.add_argument("--augmentation", action="store_true", help="only the experiment with a classifier")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with tempfile.TemporaryDirectory(prefix="pixelmill-generative-") as folder:
+        scratch = Path(folder)
+        os.environ["PIXELMILL_TRAINING"] = str(scratch / "training")
+        source = scratch / "source"
+        if arguments.source:
+            source.symlink_to(arguments.source.resolve())
+        else:
+            write_digits(source)
+        place = Place(str(scratch / "mill"), scratch, arguments)
+        if arguments.augmentation:
+            _print(["seed", "real", "real and made"])
+            _print(["---"] * 3)
+            rows = []
+            for seed in arguments.seeds:
+                rows.append(augmentation(place, seed))
+                _print([seed, *rows[-1].values()])
+            _print(["mean", *(statistics.mean(column) for column in zip(*(row.values() for row in rows), strict=True))])
+            return
+        ingest(place.store, IngestSettings(source=str(source), name=DATASET, format="folder", split=SPLIT))
+        judge = TrainSettings(
+            dataset=DATASET,
+            model="resnet18",
+            name=JUDGE,
+            mode="scratch",
+            image_size=SIDE,
+            flip=False,
+            augment="none",
+            epochs=arguments.judge_epochs,
+            export=False,
+        )
+        trained = train(place.store, judge)
+        print(f"judge: validation top-1 {trained.metrics['val']['top1']:.3f}\n", flush=True)
+        header: list[str] = []
+        for model in arguments.models:
+            for seed in arguments.seeds:
+                row = RUNS[model](place, model, seed)
+                columns = ["model", "seed", *row]
+                if columns != header:
+                    header = columns
+                    _print(header)
+                    _print(["---"] * len(header))
+                _print([model, seed, *row.values()])
+
+
+if __name__ == "__main__":
+    main()
