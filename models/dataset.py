@@ -90,6 +90,7 @@ class Dataset:
     saw: str = ""  # what gave the format away, for people
     # SHA-256 over the settings and the states of all files of the source: as long as it is the same, nothing is new.
     source_state: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)  # of generated images: model, seed, classes, manifest
     summary: dict[str, Any] = field(default_factory=dict)  # for people: balance, sizes, duplicates, leaks, rejects
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # file name → sha256, bytes
     created_at: str = ""  # ISO 8601, UTC

@@ -34,7 +34,14 @@ from tasks.judge import judge
 from tasks.photographs import encode_png
 from tasks.storage import normalise
 from tasks.table import write_parquet
-from tasks.training_images import TrainingImages, image_files, labels_of_objects, training_images
+from tasks.training_images import (
+    TrainingImages,
+    image_files,
+    labels_of_objects,
+    training_annotations,
+    training_images,
+    with_extra_data,
+)
 from tasks.work import cores
 
 if TYPE_CHECKING:
@@ -86,6 +93,7 @@ class _Plan:
     """All that is decided before the first step."""
 
     dataset: Dataset
+    extra: tuple[Dataset, ...]  # whose training images are among those of `images`
     images: TrainingImages
     card: Card  # without weights
     network: "nn.Module"  # with the weights to start from
@@ -152,6 +160,7 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     entry = catalog.entry(settings.model)
     target = _target(store, settings, entry, dataset)
     images = training_images(store, dataset, entry.task, entry.is_conditional)
+    images, extra = with_extra_data(store, images, dataset, settings.extra_data, entry.task)
 
     from models.learning.precision import arithmetic
     from models.learning.recipe import resolve
@@ -194,10 +203,12 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
         "recipe": asdict(recipe),
         "devices": [device.partition(":")[0] for device in devices],
     }
+    if extra:
+        decisive["extra_data"] = [each.reference for each in extra]
     if judged_by is not None:  # it decides which epoch is kept
         decisive["judge"] = judged_by.name
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:24]
-    return _Plan(dataset, images, card, network, parts, recipe, devices, start.source, key, judged_by, target)
+    return _Plan(dataset, extra, images, card, network, parts, recipe, devices, start.source, key, judged_by, target)
 
 
 def _target(store: str, settings: TrainSettings, entry: catalog.Entry, dataset: Dataset) -> _Target | None:
@@ -267,7 +278,7 @@ def _train(
         plan.start,
         " and ".join(plan.devices),
     )
-    annotations = datasets.read_annotations(store, plan.dataset)
+    annotations = training_annotations(store, [plan.dataset, *plan.extra])
     val = _samples(plan, plan.dataset, plan.images.val, annotations, None)
     training = _samples(plan, plan.dataset, plan.images.train, annotations, augmentation)
     if (target := plan.target) is not None:
@@ -401,7 +412,7 @@ def _samples(
     return Samples(
         names=images.column("image").to_pylist(),
         targets=task.targets(images, annotations, plan.card.labels),
-        read=image_files(dataset, images),
+        read=image_files(dataset, images, plan.extra),
         rule=plan.card.input,
         augmentation=augmentation,
         groups=[plan.card.labels.index(label) for label in labels] if is_classified else None,
@@ -414,9 +425,11 @@ def _samples(
 
 def _record(plan: _Plan, fitted: "Fitted") -> dict[str, Any]:
     """What the card says of the training; the same in every run, so that exports are, too."""
+    extra = {"extra_data": [each.reference for each in plan.extra]} if plan.extra else {}
     return {
         "key": plan.key,
         "dataset": plan.dataset.reference,
+        **extra,
         "start": plan.start,
         "settings": asdict(plan.recipe) | {"lr": fitted.lr},
         "devices": list(plan.devices),

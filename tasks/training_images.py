@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.dataset import Dataset
+from models.dataset import NEEDED, Dataset
 from models.errors import UsageError
 from models.records import Task
 from models.splits import Group, assign
@@ -70,10 +70,12 @@ class ImageFiles:
         return data
 
 
-def image_files(dataset: Dataset, images: pa.Table) -> ImageFiles:
-    """The files of some rows of images.parquet."""
+def image_files(dataset: Dataset, images: pa.Table, extra: Sequence[Dataset] = ()) -> ImageFiles:
+    """The files of some rows of images.parquet, of this data set and of extra ones."""
     return ImageFiles(
-        dataset.reference, tuple(images.column("image").to_pylist()), tuple(images.column("sha256").to_pylist())
+        " or ".join(each.reference for each in (dataset, *extra)),
+        tuple(images.column("image").to_pylist()),
+        tuple(images.column("sha256").to_pylist()),
     )
 
 
@@ -111,6 +113,61 @@ def training_images(store: str, dataset: Dataset, task: Task, conditional: bool 
     elif task in _NEEDS:
         _check_objects(train, val, datasets.read_annotations(store, dataset), dataset, task)
     return TrainingImages(train, val, carved)
+
+
+def with_extra_data(
+    store: str, images: TrainingImages, dataset: Dataset, names: str | None, task: Task
+) -> tuple[TrainingImages, tuple[Dataset, ...]]:
+    """The images with the training images of other data sets (`names`, with commas) behind their own, and these.
+
+    What is validated and tested on stays as it is; an extra image that is, byte for byte, among the validation or test
+    images is left out. Raises NotFound, and UsageError for data that does not fit.
+    """
+    wanted = dict.fromkeys(name.strip() for name in (names or "").split(",") if name.strip())
+    extra = tuple({found.reference: found for found in (datasets.resolve(store, name) for name in wanted)}.values())
+    if not extra:
+        return images, ()
+    held_out = set(images.val.column("sha256").to_pylist())
+    held_out |= set(datasets.read_images(store, dataset, "test").column("sha256").to_pylist())
+    seen = set(images.train.column("image").to_pylist()) | set(images.val.column("image").to_pylist())
+    parts = [images.train]
+    for each in extra:
+        _check_fits(each, dataset, task)
+        rows = _usable(datasets.read_images(store, each, "train"), each, "train", task == Task.CLASSIFY)
+        keep = [
+            uri not in seen and digest not in held_out
+            for uri, digest in zip(rows.column("image").to_pylist(), rows.column("sha256").to_pylist(), strict=True)
+        ]
+        if left_out := keep.count(False):
+            logger.info("%d images of %s are in %s already, and left out", left_out, each.reference, dataset.reference)
+        rows = rows.filter(pa.array(keep, pa.bool_()))
+        if not rows.num_rows:
+            raise UsageError(f"--extra-data {each.reference} brings no training image that {dataset.reference} lacks")
+        seen |= set(rows.column("image").to_pylist())
+        logger.info("%d training images of %s are learned from too", rows.num_rows, each.reference)
+        parts.append(rows)
+    return images._replace(train=pa.concat_tables(parts)), extra
+
+
+def _check_fits(extra: Dataset, dataset: Dataset, task: Task) -> None:
+    """Raises UsageError where the images of `extra` do not say what those of `dataset` teach."""
+    if extra.reference == dataset.reference:
+        raise UsageError(f"--extra-data {extra.reference} is the data set itself: name another one")
+    if lacking := extra.lacks(task):
+        raise UsageError(
+            f"--extra-data {extra.reference} has no {' and no '.join(lacking)}, "
+            f"which a model of task {task} learns from"
+        )
+    if NEEDED[task] and (unknown := sorted(set(extra.classes) - set(dataset.classes))):
+        raise UsageError(
+            f"--extra-data {extra.reference} has classes that {dataset.reference} does not have: "
+            f"{', '.join(unknown[:_SHOWN])}; those there are {', '.join(dataset.classes[:_SHOWN])}"
+        )
+
+
+def training_annotations(store: str, sources: Sequence[Dataset]) -> pa.Table:
+    """The annotations of all of these data sets."""
+    return pa.concat_tables([datasets.read_annotations(store, dataset) for dataset in sources])
 
 
 def _usable(images: pa.Table, dataset: Dataset, split: str, needs_label: bool) -> pa.Table:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -31,7 +32,7 @@ from tasks.evaluate import measure
 from tasks.photographs import encode_png
 from tasks.table import Table
 from tasks.train import FOLDER_VARIABLE, HISTORY_FILE, train
-from tasks.training_images import image_files, labels_of_objects, training_images
+from tasks.training_images import image_files, labels_of_objects, training_images, with_extra_data
 from tests.tiny_datasets import publish_dataset, publish_objects
 from tests.tiny_learning import coloured, write_files
 from tests.tiny_rcnn import shapes
@@ -405,3 +406,63 @@ def test_an_image_that_is_not_as_it_was_ingested_is_named(tmp_path, damage, mess
     with pytest.raises(UsageError, match=message) as caught:
         files(1)
     assert str(path) in str(caught.value)
+
+
+def extra_colours(mill, folder: Path, name: str, classes: tuple[str, ...] = ("blue", "green", "red")) -> Dataset:
+    """Twelve training images, and one that must never be learned from."""
+    examples = [("train", classes[number % len(classes)], coloured_png(number)) for number in range(12)]
+    return publish_dataset(mill, folder / name, [*examples, ("test", classes[0], coloured_png(99))], name, classes)
+
+
+def coloured_png(number: int) -> bytes:
+    return encode_png(np.random.default_rng(number).integers(0, 255, (32, 32, 3)).astype(np.uint8))
+
+
+def test_extra_data_adds_to_the_training_images_alone(mill, tmp_path):
+    dataset = datasets.resolve(mill, "colours")
+    more = extra_colours(mill, tmp_path, "more", dataset.classes)
+    plain = training_images(mill, dataset, Task.CLASSIFY)
+    images, extra = with_extra_data(mill, plain, dataset, "more, more", Task.CLASSIFY)
+    assert extra == (more,)
+    assert images.train.num_rows == plain.train.num_rows + 12
+    assert images.train.slice(0, plain.train.num_rows).equals(plain.train)
+    assert (images.val, images.carved) == (plain.val, plain.carved)
+
+    without = train(mill, settings(name="extra", epochs=1))
+    with_more = train(mill, settings(name="extra", epochs=1, extra_data="more"))
+    assert train(mill, settings(name="extra", epochs=1, extra_data=more.reference)).model == with_more.model
+    assert with_more.model != without.model
+    cards = [registry.resolve(mill, trained.model) for trained in (without, with_more)]
+    assert [card.training.get("extra_data") for card in cards] == [None, [more.reference]]
+    counts = [card.training["images"] for card in cards]
+    assert counts[1] == {"train": counts[0]["train"] + 12, "val": counts[0]["val"]}
+
+
+def test_extra_images_that_validate_or_test_are_left_out(mill, tmp_path):
+    dataset = datasets.resolve(mill, "colours")
+    plain = training_images(mill, dataset, Task.CLASSIFY)
+    (held_out,) = plain.val.slice(0, 1).to_pylist()
+    copy = Path(held_out["image"]).read_bytes()
+    examples = [("train", dataset.classes[0], copy), ("train", dataset.classes[0], coloured_png(1))]
+    publish_dataset(mill, tmp_path / "leaky", examples, "leaky", dataset.classes)
+    images, _ = with_extra_data(mill, plain, dataset, "leaky", Task.CLASSIFY)
+    assert images.train.num_rows == plain.train.num_rows + 1
+    assert held_out["sha256"] not in images.train.column("sha256").to_pylist()
+    publish_dataset(mill, tmp_path / "copies", examples[:1], "copies", dataset.classes)
+    with pytest.raises(UsageError, match=r"brings no training image that colours@.* lacks"):
+        with_extra_data(mill, plain, dataset, "copies", Task.CLASSIFY)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("nothing", NotFound, "no data set 'nothing'"),
+        ("colours", UsageError, "is the data set itself"),
+        ("shapes", UsageError, "has no labels, which a model of task classify learns from"),
+        ("animals", UsageError, "has classes that colours@.* does not have: cat, dog"),
+    ],
+)
+def test_extra_data_that_does_not_fit_is_one_line(mill, tmp_path, name, error, message):
+    extra_colours(mill, tmp_path, "animals", ("cat", "dog"))
+    with pytest.raises(error, match=message):
+        train(mill, settings(extra_data=name))

@@ -172,5 +172,9 @@ class TrainSettings(Training):
             "the one belongs to any of the other.",
         ),
     ] = None
+    extra_data: Annotated[
+        str | None,
+        Field(description="Other data sets, with commas, whose training images are learned from too, e.g. generated."),
+    ] = None
     name: StoreName
     export: Annotated[bool, Field(description="Export to ONNX at the end, and publish only if it agrees.")] = True

@@ -44,9 +44,17 @@ class Ingested:
     summary: dict[str, Any]
 
 
-def ingest(store: str, settings: IngestSettings, report: Report = silent) -> Ingested:
+def ingest(
+    store: str,
+    settings: IngestSettings,
+    report: Report = silent,
+    *,
+    read: Callable[[Tree], Labelled] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Ingested:
     """Makes a data set of a source, or finds that it is made already.
 
+    read: says what the images are, in place of the formats. provenance: of images that were made, for the record.
     Whatever cannot be used becomes a row of rejects.parquet. Raises NotFound and UsageError for a source that yields
     nothing, StorageError; then nothing is published, and nothing that is shows.
     """
@@ -61,8 +69,11 @@ def ingest(store: str, settings: IngestSettings, report: Report = silent) -> Ing
             if found := _found(store, settings, source_state):
                 return found
         report(Step("reading labels", 0, None))
-        name = formats.recognise(tree, settings.annotations) if settings.format == "auto" else settings.format
-        labelled = formats.reader(name).read(tree, settings.annotations)
+        if read is not None:
+            labelled = read(tree)
+        else:
+            name = formats.recognise(tree, settings.annotations) if settings.format == "auto" else settings.format
+            labelled = formats.reader(name).read(tree, settings.annotations)
         copies = datasets.copies_uri(store, settings.name) if settings.copy_images or tree.is_archive else None
         kept, rejects = _open_images(tree, labelled, settings, copies, report)
         listed = len(labelled.images) + sum(reject.kind == "image" for reject in labelled.rejects)
@@ -101,6 +112,7 @@ def ingest(store: str, settings: IngestSettings, report: Report = silent) -> Ing
         split_given=any(each.image.split is not None for each in kept),
         shares=shares,
         seed=settings.seed,
+        provenance=dict(provenance or {}),
         summary=summarise(kept, rejects, classes, near=near, moved=moved, ignored=_left_out(tree, labelled)),
     )
     report(Step("writing", 0, None))
