@@ -229,7 +229,7 @@ class TranslationUpdates:
             for modules in (self._generators, self._discriminators)
         ]
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.buffers = {"a": ImageBuffer(), "b": ImageBuffer()}
+        self.buffers = {"a": ImageBuffer(BUFFER), "b": ImageBuffer(BUFFER)}
 
     def update(self, batches: Sequence[Batch], rate: float, epoch: int, step: int) -> dict[str, float]:
         """See models.learning.learner.Updates."""
