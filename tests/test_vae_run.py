@@ -87,6 +87,15 @@ def test_the_strange_colour_is_found(trained):
     assert (figure.name, figure.split, figure.value) == ("elbo", "test", test["elbo"])
     again = evaluate(store, EvaluateSettings(model="colours", dataset="colours", split="test")).metrics
     assert again == test
+    train = evaluate(store, EvaluateSettings(model="colours", dataset="colours", split="train")).metrics
+    assert train["mse"] < test["mse"]
+
+
+def test_what_comes_back_through_both_files_is_what_the_loop_measured(trained):
+    _, _, card = trained
+    assert {"model.onnx", "decoder.onnx"} <= set(card.files)
+    assert card.parity["decoder"]["agrees"]
+    assert card.metrics["val"]["mse"] == pytest.approx(card.training["validation"]["mse"], rel=0.02)
 
 
 def test_the_aggregate_posterior_raises_the_bound(trained):

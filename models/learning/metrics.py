@@ -30,7 +30,9 @@ MEASURES: dict[Task, str] = {
     Task.INSTANCE: "detection_metrics",
     Task.SEMANTIC: "segmentation_metrics",
     Task.EMBED: "embedding_metrics",
-    Task.GENERATE: "generative_metrics",  # without `measure`: tasks.evaluate_generator compares samples, no rows
+    # Without `measure`: tasks.evaluate_generator and .evaluate_translator compare samples, no rows.
+    Task.GENERATE: "generative_metrics",
+    Task.TRANSLATE: "generative_metrics",
 }
 
 # Decides what is promoted and what an export may lose; 0 to 1 (elbo: nats per value of an image) and
@@ -42,6 +44,7 @@ MAIN_METRIC: dict[Task, str] = {
     Task.SEMANTIC: "miou",
     Task.EMBED: "elbo",
     Task.GENERATE: "frechet",
+    Task.TRANSLATE: "frechet",
 }
 LOWER_IS_BETTER = frozenset({"frechet"})
 
