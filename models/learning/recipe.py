@@ -40,7 +40,7 @@ class Recipe:
     beta: float = 1.0
     kl_warmup: float = 0.3
     cycle_weight: float = 10.0
-    identity_weight: float = 5.0
+    identity_weight: float = 0.0
     precision: Arithmetic = "fp32"
     critic_steps: int = 1
     penalty: float = 0.0

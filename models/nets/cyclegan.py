@@ -13,11 +13,13 @@ the cycle (equation 2): whoever goes there and back has moved nowhere,
 
     E_a[‖F(G(a)) - a‖₁] + E_b[‖G(F(b)) - b‖₁]
 
-times 10; and where colours are to stay, the identity (section 5.2): what is one of B already is left alone,
+times 10. Where colours are to stay, the identity (section 5.2) helps: what is one of B already is left alone,
 
     E_b[‖G(b) - b‖₁] + E_a[‖F(a) - a‖₁]
 
-times 5. models.learning.translation adds them up, and says in what order who learns.
+times 5. Where they are to change it is in the way, so that it has to be asked for: white digits on black become black
+ones on white within 90 updates without it (.93 of them are recognised), and with it not in 540 (.02).
+models.learning.translation adds the losses up, and says in what order who learns.
 
 The networks are those of the appendix: 7.2 for the generators, of which each normalises by its own image (instance
 norm: Ulyanov et al., arXiv 1607.08022), so that an image's translation hangs on no other; and PatchGANs for the

@@ -123,8 +123,8 @@ class Training(Settings):
         float | None,
         Field(
             ge=0,
-            description="Translators: weight of leaving alone what is of the target already, by default 5; "
-            "lower where colours are to change.",
+            description="Translators: weight of leaving alone what is of the target already, by default 0; "
+            "5 where colours are to stay.",
         ),
     ] = None
     precision: Annotated[
