@@ -33,7 +33,7 @@ from tasks.photographs import encode_png
 from tasks.train import train
 
 SIDE = 16  # pixels
-EPOCHS = 30
+EPOCHS = 12
 _TEST = 0.2  # share of the digits
 
 Row = Mapping[str, object]  # one line of the result, by column
