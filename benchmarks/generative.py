@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from models.settings.generate import GenerateSettings
 from models.settings.ingest import IngestSettings
 from models.settings.train import TrainSettings
 from tasks.datasets.ingest import ingest
 from tasks.digits import write_digits
-from tasks.photographs import encode_png
+from tasks.generate import generate
 from tasks.train import train
 
 JUDGE = "judge"
@@ -76,17 +77,9 @@ RUNS: dict[str, Callable[[Place, str, int], Row]] = {"conditional_gan": gan, "wg
 def augmentation(place: Place, seed: int, per_class: int = 10, made_per_class: int = 100) -> dict[str, float]:
     """Test top-1 of a classifier that knows a few real images per class, without and with images made from these few.
 
-    The conditional generator learns from the same few images, so that nothing else is known. What it makes is written
-    as a data set and added to the training split.
+    The conditional generator learns from the same few images, so that nothing else is known. What it makes
+    becomes a data set, which is added to the training split.
     """
-    from models.learning.adversarial import learner
-    from models.learning.judging import PixelJudge
-    from models.learning.recipe import resolve
-    from models.nets import gan as family
-    from models.settings.train import Training
-    from tasks import registry
-    from tasks.weights import apply_state, load_model
-
     few = place.scratch / f"few-{seed}"
     _draw(place.scratch / "source", few / "folder", per_class, seed)
     store = str(few / "mill")
@@ -100,34 +93,21 @@ def augmentation(place: Place, seed: int, per_class: int = 10, made_per_class: i
             epochs=place.arguments.epochs or 400,
             augment="strong",
             judge="pixels",
-            export=False,
             seed=seed,
         ),
         on_epoch=lambda row: _say(f"few {seed}", row) if row["epoch"] % 20 == 0 else None,
     )
-    card = registry.resolve(store, generator.model)
-    network = family.build("conditional_gan", len(card.labels), SIDE)
-    apply_state(network, load_model(store, card), (), "the generator")
-    learning = learner(
-        network,
-        family.parts(network, "conditional_gan"),
-        card,
-        resolve(Training(model="conditional_gan", seed=seed)),
-        PixelJudge(),
+    made = GenerateSettings(
+        model=generator.model, count=made_per_class * 10, out=str(few / "made"), as_dataset="made", seed=seed
     )
-    labels = np.arange(made_per_class * len(card.labels)) % len(card.labels)
-    for number, (image, label) in enumerate(zip(learning.made(len(labels), labels), labels, strict=True)):
-        path = few / "both" / "train" / card.labels[label] / f"made-{number:05d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_png(image))
-    shutil.copytree(few / "folder", few / "both", dirs_exist_ok=True)
-    ingest(store, IngestSettings(source=str(few / "both"), name="both", format="folder"))
+    generate(store, made)
     found = {}
-    for name, dataset, epochs in (("real", "few", 88), ("real and made", "both", 8)):  # as many updates
+    for name, extra, epochs in (("real", None, 88), ("real and made", "made", 8)):  # as many updates
         settings = TrainSettings(
-            dataset=dataset,
+            dataset="few",
+            extra_data=extra,
             model="resnet18",
-            name=f"classifier-{dataset}",
+            name=f"classifier-{epochs}",
             mode="scratch",
             image_size=SIDE,
             flip=False,

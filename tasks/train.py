@@ -160,7 +160,7 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     entry = catalog.entry(settings.model)
     target = _target(store, settings, entry, dataset)
     images = training_images(store, dataset, entry.task, entry.is_conditional)
-    images, extra = with_extra_data(store, images, dataset, settings.extra_data, entry.task)
+    images, extra = with_extra_data(store, images, dataset, settings.extra_data, entry.task, entry.is_conditional)
 
     from models.learning.precision import arithmetic
     from models.learning.recipe import resolve

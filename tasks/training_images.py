@@ -116,7 +116,7 @@ def training_images(store: str, dataset: Dataset, task: Task, conditional: bool 
 
 
 def with_extra_data(
-    store: str, images: TrainingImages, dataset: Dataset, names: str | None, task: Task
+    store: str, images: TrainingImages, dataset: Dataset, names: str | None, task: Task, conditional: bool = False
 ) -> tuple[TrainingImages, tuple[Dataset, ...]]:
     """The images with the training images of other data sets (`names`, with commas) behind their own, and these.
 
@@ -132,8 +132,9 @@ def with_extra_data(
     seen = set(images.train.column("image").to_pylist()) | set(images.val.column("image").to_pylist())
     parts = [images.train]
     for each in extra:
-        _check_fits(each, dataset, task)
-        rows = _usable(datasets.read_images(store, each, "train"), each, "train", task == Task.CLASSIFY)
+        _check_fits(each, dataset, task, conditional)
+        needs_label = task == Task.CLASSIFY or conditional
+        rows = _usable(datasets.read_images(store, each, "train"), each, "train", needs_label)
         keep = [
             uri not in seen and digest not in held_out
             for uri, digest in zip(rows.column("image").to_pylist(), rows.column("sha256").to_pylist(), strict=True)
@@ -149,16 +150,17 @@ def with_extra_data(
     return images._replace(train=pa.concat_tables(parts)), extra
 
 
-def _check_fits(extra: Dataset, dataset: Dataset, task: Task) -> None:
+def _check_fits(extra: Dataset, dataset: Dataset, task: Task, conditional: bool) -> None:
     """Raises UsageError where the images of `extra` do not say what those of `dataset` teach."""
     if extra.reference == dataset.reference:
         raise UsageError(f"--extra-data {extra.reference} is the data set itself: name another one")
-    if lacking := extra.lacks(task):
+    lacking = extra.lacks(task) or (["labels"] if conditional and not extra.has_labels else [])
+    if lacking:
         raise UsageError(
             f"--extra-data {extra.reference} has no {' and no '.join(lacking)}, "
             f"which a model of task {task} learns from"
         )
-    if NEEDED[task] and (unknown := sorted(set(extra.classes) - set(dataset.classes))):
+    if (NEEDED[task] or conditional) and (unknown := sorted(set(extra.classes) - set(dataset.classes))):
         raise UsageError(
             f"--extra-data {extra.reference} has classes that {dataset.reference} does not have: "
             f"{', '.join(unknown[:_SHOWN])}; those there are {', '.join(dataset.classes[:_SHOWN])}"
