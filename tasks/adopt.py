@@ -22,6 +22,8 @@ logger = logging.getLogger("pixelmill.adopt")
 
 TORCHVISION = "torchvision:"
 
+_OPTIONAL = ("architecture", "score", "score_floor", "latent_size", "licence")  # of a card that a user wrote
+
 
 def import_model(
     source: str,
@@ -109,7 +111,7 @@ def _import_torchvision(architecture: str, name: str, store: str, weights: str, 
 
 def _import_onnx(source: str, name: str, store: str, card_file: str, images: Path | None) -> Card:
     from models.runtime.export import embed_card
-    from models.runtime.parity import MIN_IMAGES, check_invariance
+    from models.runtime.parity import MIN_IMAGES, check_invariance, parity_latents
 
     uri, card_uri = normalise(source), normalise(card_file)
     try:
@@ -126,9 +128,13 @@ def _import_onnx(source: str, name: str, store: str, card_file: str, images: Pat
                 embed_card(foreign, card, onnx_path)
         except FileNotFoundError:
             raise UsageError(f"no ONNX file {uri}") from None
-        photographs, photograph_names = prepared_photographs(card.input, MIN_IMAGES, images)
-        record = check_invariance(card, onnx_path, photographs)
-        card = replace(card, parity={"images": photograph_names, **record})
+        if card.task is Task.GENERATE:
+            latents = parity_latents(card)
+            record = {"latents": len(latents), **check_invariance(card, onnx_path, latents)}
+        else:
+            photographs, photograph_names = prepared_photographs(card.input, MIN_IMAGES, images)
+            record = {"images": photograph_names, **check_invariance(card, onnx_path, photographs)}
+        card = replace(card, parity=record)
         return registry.publish(store, card, {ONNX_FILE: onnx_path})
 
 
@@ -140,7 +146,7 @@ def foreign_card(data: bytes, uri: str, name: str) -> Card:
     )
     try:
         raw: dict[str, Any] = json.loads(data)
-        known = {key: raw[key] for key in ("architecture", "score", "score_floor", "licence") if key in raw}
+        known = {key: raw[key] for key in _OPTIONAL if key in raw}
         rule = {"pad_rgb": (0, 0, 0), **raw["input"]}
         card = Card(
             name=name,
@@ -153,8 +159,13 @@ def foreign_card(data: bytes, uri: str, name: str) -> Card:
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{expected}; got {type(error).__name__}: {error}") from None
-    if not card.labels or not all(isinstance(label, str) for label in card.labels):
+    needs_labels = card.task not in (Task.GENERATE, Task.TRANSLATE, Task.EMBED)
+    if (needs_labels and not card.labels) or not all(isinstance(label, str) for label in card.labels):
         raise UsageError(f"{expected}; labels must be texts, at least one")
+    takes_latents = card.task is Task.GENERATE
+    if not isinstance(card.latent_size, int) or (card.latent_size > 0) != takes_latents:
+        needed = "at least 1, the length of its latent vectors" if takes_latents else "left out: it takes images"
+        raise UsageError(f"{expected}; latent_size of a model of task {card.task} must be {needed}")
     return card
 
 

@@ -100,6 +100,11 @@ def _export_variant(store: str, exact: Card, settings: ExportSettings, report: R
     variant = exact.variant(precision)
     if (existing := registry.find_version(store, exact.name, variant.version)) is not None:
         return _within(existing, settings)
+    if exact.task in (Task.GENERATE, Task.TRANSLATE, Task.EMBED):
+        raise UsageError(
+            f"{exact.reference} is a model of task {exact.task}: what a less exact export of one costs has no measure "
+            "yet that could guard it; use --precision fp32"
+        )
     metric = MAIN_METRIC.get(exact.task)
     task_module(exact.task)  # a task that cannot be measured is said first
     assert metric is not None

@@ -1,11 +1,10 @@
 """The rows of a table of embeddings that lie nearest to one image: exact, by DuckDB over the parts themselves.
 
-Every vector is read once and only the nearest are kept, so memory does not grow with the table.
+Every vector is read once and only distances are kept, so memory does not grow with the table.
 """
 
 from dataclasses import dataclass
 
-import duckdb
 import numpy as np
 
 from models.errors import NotFound, Rejected, StorageError, UsageError
@@ -15,11 +14,13 @@ from tasks import registry
 from tasks.query import database
 from tasks.storage import normalise, open_storage
 from tasks.table import Table
+from tasks.views import Views, quoted
 
 _MEMORY = "1GB"
-# Of a row's vector v from the vector q, whose length is 1 for cosine.
+# Of a row's vector v from the vector q, whose length is 1 for cosine; null for a v that has no direction.
 _DISTANCE = {
-    "cosine": "greatest(0, 1 - array_inner_product(v, q) / sqrt(array_inner_product(v, v)))",
+    "cosine": "CASE WHEN array_inner_product(v, v) > 0 "
+    "THEN greatest(0, 1 - array_inner_product(v, q) / sqrt(array_inner_product(v, v))) END",
     "l2": "array_distance(v, q)",
 }
 
@@ -57,25 +58,43 @@ def find_neighbours(store: str, settings: NeighboursSettings) -> Neighbours:
         raise UsageError(f"table {settings.table!r} holds results of task {table.task}: neighbours need embeddings")
     model = _model(table, settings.model)
     image = normalise(settings.image)
-    with database(store, settings.table) as connection:
+    with database(store, store) as connection:  # no view is named: the rows are asked for below
         connection.execute(f"SET memory_limit = '{_MEMORY}'")
         connection.execute("SET preserve_insertion_order = false")
-        rows = f'"{settings.table}"'
+        rows, is_repeated = Views(store).rows(connection, settings.table)
+        newest = "QUALIFY row_number() OVER (PARTITION BY image ORDER BY plan DESC) = 1" if is_repeated else ""
+        of_model = f"FROM ({rows}) WHERE model = {quoted(model)}"
         found = connection.execute(
-            f"SELECT embedding FROM {rows} WHERE model = ? AND image = ? AND embedding IS NOT NULL", [model, image]
+            f"SELECT embedding {of_model} AND image = ? ORDER BY plan DESC LIMIT 1", [image]
         ).fetchone()
-        in_table = found is not None
-        vector = np.array(found[0], np.float32) if found else _embed(store, model, image, settings.table)
-        if settings.by == "cosine" and not np.any(vector):
-            raise UsageError(f"the embedding of {image} is all zeros, which has no direction: use --by l2")
-        return Neighbours(
-            image=image,
-            table=settings.table,
-            model=model,
-            by=settings.by,
-            in_table=in_table,
-            **_nearest(connection, rows, model, image, vector, settings),
-        )
+        in_table = found is not None and found[0] is not None
+        vector = np.array(found[0], np.float32) if found and in_table else _embed(store, model, image, settings.table)
+        query = vector
+        if settings.by == "cosine":
+            if not np.any(vector):
+                raise UsageError(f"the embedding of {image} is all zeros, which has no direction: use --by l2")
+            query = vector / np.linalg.norm(vector)
+        (compared,) = connection.execute(
+            f"SELECT count(*) FROM (SELECT image, status, plan {of_model} {newest}) WHERE status = '{Status.OK}'"
+        ).fetchall()[0]
+        # A fixed length lets DuckDB take whole vectors at once. Which row is the newest is asked once the vectors have
+        # become distances: sorted with them, a large table would go through the disk.
+        of_size = f"FLOAT[{len(vector)}]"
+        nearest = connection.execute(
+            f"SELECT image, distance, anomaly FROM (SELECT image, anomaly, plan, {_DISTANCE[settings.by]} AS distance "
+            f"FROM (SELECT image, anomaly, plan, TRY_CAST(embedding AS {of_size}) AS v, ?::{of_size} AS q {of_model}) "
+            f"{newest}) WHERE distance IS NOT NULL ORDER BY distance, image <> ?, image LIMIT ?",
+            [query.tolist(), image, settings.count],
+        ).fetchall()
+    return Neighbours(
+        image=image,
+        table=settings.table,
+        model=model,
+        by=settings.by,
+        in_table=in_table,
+        compared=compared,
+        neighbours=[Neighbour(*row) for row in nearest],
+    )
 
 
 def _model(table: Table, asked: str | None) -> str:
@@ -89,30 +108,6 @@ def _model(table: Table, asked: str | None) -> str:
         what = "has no rows yet" if asked is None else f"has no rows of the model {asked!r}"
         raise NotFound(f"table {table.name!r} {what}; models there: {known}")
     raise UsageError(f"table {table.name!r} holds embeddings of several models, name one with --model: {known}")
-
-
-def _nearest(
-    connection: duckdb.DuckDBPyConnection,
-    rows: str,
-    model: str,
-    image: str,
-    vector: np.ndarray,  # [d]
-    settings: NeighboursSettings,
-) -> dict:
-    # A fixed length lets DuckDB compare whole vectors at once; lists of another length are not comparable anyway.
-    of_size = f"FLOAT[{len(vector)}]"
-    where = f"model = ? AND status = '{Status.OK}' AND embedding IS NOT NULL AND len(embedding) = {len(vector)}"
-    (compared,) = connection.execute(f"SELECT count(*) FROM {rows} WHERE {where}", [model]).fetchall()[0]
-    query = vector / np.linalg.norm(vector) if settings.by == "cosine" else vector
-    # A vector of zeros has no direction to compare.
-    has_direction = "array_inner_product(v, v) > 0" if settings.by == "cosine" else "true"
-    nearest = connection.execute(
-        f"SELECT image, {_DISTANCE[settings.by]} AS distance, anomaly "
-        f"FROM (SELECT image, anomaly, embedding::{of_size} AS v, ?::{of_size} AS q FROM {rows} WHERE {where}) "
-        f"WHERE {has_direction} ORDER BY distance, image <> ?, image LIMIT ?",
-        [query.tolist(), model, image, settings.count],
-    ).fetchall()
-    return {"compared": compared, "neighbours": [Neighbour(*row) for row in nearest]}
 
 
 def _embed(store: str, model: str, image: str, table: str) -> np.ndarray:

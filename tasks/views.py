@@ -132,7 +132,7 @@ class Views:
                 _ambiguous(names, connection, (meant or names)[0])
             self._makers[meant[0]](connection, meant[0])
 
-    def _rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> tuple[str, bool]:
+    def rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> tuple[str, bool]:
         """A query for all rows with `model` and `plan`, and whether an image may occur twice for a model."""
         files = Table(self.store, table)
         schema = part_schema(files.task)
@@ -158,14 +158,14 @@ class Views:
             yield Part(int(name.partition("-")[0]), path)
 
     def _all(self, table: str, connection: duckdb.DuckDBPyConnection, name: str) -> None:
-        rows, _ = self._rows(connection, table)
+        rows, _ = self.rows(connection, table)
         connection.execute(f'CREATE VIEW "{name}" AS SELECT * EXCLUDE (plan) FROM ({rows})')
 
     def _newest(self, table: str, connection: duckdb.DuckDBPyConnection, name: str) -> None:
         connection.execute(f'CREATE VIEW "{name}" AS {self._newest_rows(connection, table)}')
 
     def _newest_rows(self, connection: duckdb.DuckDBPyConnection, table: str) -> str:
-        rows, is_repeated = self._rows(connection, table)
+        rows, is_repeated = self.rows(connection, table)
         # The later plan saw the newer version; the time of prediction says less, an old shard may be computed last.
         newest = "QUALIFY row_number() OVER (PARTITION BY image, model ORDER BY plan DESC) = 1" if is_repeated else ""
         return f"SELECT * EXCLUDE (plan) FROM (SELECT * FROM ({rows}) {newest})"

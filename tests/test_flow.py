@@ -23,7 +23,7 @@ from models.settings.predict import PredictSettings
 from tasks.digits import write_digits
 from tasks.server import ENVIRONMENT
 from tasks.verify import verify
-from tests.tiny_models import publish_classifier
+from tests.tiny_models import publish_classifier, publish_generator
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 90.0
@@ -421,6 +421,28 @@ def test_a_mistake_fails_the_flow_with_its_line(flow, server):
     state = flow("mistaken", model="nobody")
     assert state.type.value == "FAILED"
     assert "no model 'nobody'" in state.message
+
+
+def test_generated_images_are_recorded(flow, mill, server):
+    from flows.generate import generate
+
+    publish_generator(mill.store, mill.folder)
+    out = mill.folder / "generated"
+    given = {"model": "tiny_generator", "count": 20, "out": str(out), "as_dataset": "made", "store": mill.store}
+    state = generate(**given, return_state=True)
+    assert state.type.value == "COMPLETED"
+    assert len(list(out.glob("*.png"))) == 20
+    (run,) = server.ask("flow_runs/filter", flow_runs={"name": {"any_": ["20 images of tiny_generator"]}})
+    assert server.task_runs(run) == {"generate": "Completed"}
+    artifacts = eventually(lambda: len(found := server.artifacts(run)) == 2 and found)
+    shown = {
+        row["what"]: row["value"] for row in json.loads(artifacts["tiny-generator-333333333333-generated"]["data"])
+    }
+    assert (shown["images"], shown["out"]) == (20, str(out))
+    assert "generate-progress" in artifacts
+    refused = generate(**given | {"count": 21}, return_state=True)
+    assert refused.type.value == "FAILED"
+    assert "count 20 there, 21 now" in refused.message
 
 
 # --- deployments
