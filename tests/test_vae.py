@@ -351,6 +351,18 @@ def test_the_encoder_is_exported(observation, tmp_path):
     np.testing.assert_allclose(found["embedding"].std(axis=0, ddof=1), 1, rtol=1e-3)  # awake
 
 
+@pytest.mark.parametrize("log_scale", [-20.0, 20.0])
+def test_a_deviation_that_runs_away_is_held_everywhere(log_scale):
+    network = network_of()
+    network.likelihood.log_scale.data.fill_(log_scale)
+    images = torch.from_numpy(images_of([0, 1], 2))
+    with torch.no_grad():
+        _, anomaly = vae.graph(network, card_of("vae"))(images)
+        expected = vae.reference(network, card_of("vae"))(images)["anomaly"]
+    assert torch.isfinite(anomaly).all()
+    torch.testing.assert_close(anomaly, expected, rtol=1e-4, atol=1e-4)
+
+
 # Refusals
 
 

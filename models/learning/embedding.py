@@ -89,8 +89,10 @@ class EmbeddingLearner:
         noise = torch.randn(len(images), self._network.latent_size, device=images.device)
         _, terms = self.network(scaled, self._observation, noise)
         weight = self.beta * self._share_of_divergence / values
+        # A parameter that has no part in a loss cannot be shared between devices; s has none in a bernoulli.
+        unused = 0 * self._network.likelihood.log_scale
         return {
-            "reconstruction": terms.reconstruction.mean() / values,
+            "reconstruction": terms.reconstruction.mean() / values + unused,
             "kl": weight * terms.divergence.sum(dim=1).mean(),
         }
 

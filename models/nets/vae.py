@@ -84,7 +84,7 @@ class Posterior(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        mean, log_variance = self.project(features.flatten(1)).chunk(2, dim=1)
+        mean, log_variance = self.project(features.flatten(1)).float().chunk(2, dim=1)  # the bound wants 32 bits
         return mean, log_variance.clamp(*_LOG_VARIANCES)
 
 
@@ -149,6 +149,11 @@ class Likelihood(nn.Module):
         self.register_buffer("beta", torch.tensor(1.0))
 
     @property
+    def scale(self) -> Tensor:
+        """s, of the gaussian."""
+        return self.log_scale.clamp(*_LOG_SCALES).exp()
+
+    @property
     def observation(self) -> Observation:
         """What is assumed of pixels."""
         return "bernoulli" if self.is_bernoulli else "gaussian"
@@ -164,8 +169,8 @@ class Likelihood(nn.Module):
         if observation == "bernoulli":
             of_values = binary_cross_entropy_with_logits(logits, images, reduction="none").flatten(1)
         else:
-            log_scale = self.log_scale.clamp(*_LOG_SCALES)
-            of_values = squared * (-2 * log_scale).exp() / 2 + log_scale + math.log(2 * math.pi) / 2
+            scale = self.scale
+            of_values = squared / (2 * scale.square()) + scale.log() + math.log(2 * math.pi) / 2
         return of_values.sum(dim=1), squared.mean(dim=1)
 
 
@@ -298,7 +303,7 @@ def reference(network: nn.Module, card: Card) -> Callable[[Tensor], dict[str, Te
         if likelihood.observation == "bernoulli":
             found = Bernoulli(logits=logits, validate_args=False).log_prob(scaled)
         else:
-            found = Normal(logits.sigmoid(), likelihood.log_scale.exp()).log_prob(scaled)
+            found = Normal(logits.sigmoid(), likelihood.scale).log_prob(scaled)
         standard = Normal(torch.zeros_like(mean), torch.ones_like(mean))
         divergence = kl_divergence(Normal(mean, (log_variance / 2).exp()), standard).sum(dim=1)  # [batch]
         kinds = Independent(Normal(aggregate.means, (aggregate.log_variances / 2).exp()), 1)
