@@ -187,11 +187,14 @@ def normaliser() -> Normalise:
 def graph(network: nn.Module, card: Card) -> nn.Module:
     """images [batch, height, width, 3] uint8 of A → images_out [batch, height, width, 3] u8 of B, of the same size."""
 
+    assert isinstance(network, CycleGan)
+    a_to_b: Generator = network.a_to_b
+
     class Translator(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.normalise = normaliser()
-            self.a_to_b = network.a_to_b
+            self.a_to_b = a_to_b
 
         def forward(self, images: Tensor) -> Tensor:
             return levels(self.a_to_b(self.normalise(images)))

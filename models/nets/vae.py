@@ -258,13 +258,14 @@ def graph(network: nn.Module, card: Card) -> nn.Module:
     under the aggregate posterior, and with expectations taken at the mean: nothing is drawn.
     """
     assert isinstance(network, Vae)
+    autoencoder: Vae = network
 
     class Embedder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.normalise = normaliser()
-            self.network = network
-            self.observation = network.likelihood.observation
+            self.network = autoencoder
+            self.observation = autoencoder.likelihood.observation
 
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             embedding, terms = self.network(self.normalise(images), self.observation)
@@ -278,11 +279,12 @@ def graph(network: nn.Module, card: Card) -> nn.Module:
 def decoder_graph(network: nn.Module, card: Card) -> nn.Module:
     """latent [batch, z] f32 → images_out [batch, height, width, 3] u8."""
     assert isinstance(network, Vae)
+    decoder: Decoder = network.decoder
 
     class Generator(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.decoder = network.decoder
+            self.decoder = decoder
 
         def forward(self, latent: Tensor) -> Tensor:
             return levels(self.decoder(latent))
