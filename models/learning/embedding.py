@@ -99,7 +99,8 @@ class EmbeddingLearner:
     def outputs(self, images: Tensor) -> Embedded:
         """By the mean of each image's distribution, as the exported graph does."""
         scaled = self._normalise.to(images.device)(images)
-        return Embedded(*self.network(scaled, self._observation), images)
+        mean, terms = self.network(scaled, self._observation)
+        return Embedded(mean, terms, images)
 
     def scores(self) -> "EmbeddingScores":
         """The bound and its terms, the error of what comes back, and how many numbers carry something."""

@@ -81,7 +81,9 @@ class TranslationLearner:
     averaged = cyclegan.GENERATORS
 
     def __init__(self, network: nn.Module, parts: Parts, recipe: Recipe, judge: Judge):
-        self.network = network
+        assert isinstance(network, cyclegan.CycleGan)
+        self.network: nn.Module = network
+        self.pair = network
         self.parts = parts
         self.judge = judge
         self.cycle_weight, self.identity_weight = recipe.cycle_weight, recipe.identity_weight
@@ -104,7 +106,7 @@ class TranslationLearner:
 
     def outputs(self, images: Tensor) -> Translated:
         """What becomes of images of A."""
-        return self.translated(images, self.network.a_to_b, self.network.b_to_a)
+        return self.translated(images, self.pair.a_to_b, self.pair.b_to_a)
 
     def translated(self, images: Tensor, there: nn.Module, back: nn.Module) -> Translated:
         """images uint8 [batch, height, width, 3]"""
@@ -151,9 +153,9 @@ class TranslationScores:
 
     def update(self, outputs: Translated, targets: Tensor) -> None:
         """outputs: of images of A; targets: images of B, uint8 [batch, height, width, 3]"""
-        learner, network = self._learner, self._learner.network
-        of_b = learner.translated(targets, network.b_to_a, network.a_to_b)
-        same_b, same_a = network.a_to_b(of_b.images), network.b_to_a(outputs.images)
+        learner, pair = self._learner, self._learner.pair
+        of_b = learner.translated(targets, pair.b_to_a, pair.a_to_b)
+        same_b, same_a = pair.a_to_b(of_b.images), pair.b_to_a(outputs.images)
         count = len(targets)
         for name, one, other in (
             ("cycle_l1_a", outputs.back, outputs.images),
