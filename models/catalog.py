@@ -33,23 +33,30 @@ class Entry:
     multiple: int = 1  # pixels: the sides of the input are whole multiples of it
     sizes: tuple[int, ...] = ()  # pixels: the only sides of the input; (): any
     is_conditional: bool = False  # of generators: it is told which class to make
+    has_latent_size: bool = False  # the length of its latent vectors can be chosen
+    has_target: bool = False  # it learns from two data sets
 
     def family_module(self) -> ModuleType:
         """The functions `build`, `graph` and `reference` of the family; see models.nets."""
         return import_module(f"models.nets.{self.family}")
 
-    def build(self, num_classes: int, size: int) -> "nn.Module":
-        """The family's network; `size`: the side of the input in pixels, on which some networks depend."""
-        family = self.family_module()
-        return family.build(self.builder, num_classes, *self._sized(size))
+    def build(self, num_classes: int, size: int, latent_size: int = 0) -> "nn.Module":
+        """The family's network; `size`: the side of the input in pixels, on which some networks depend.
 
-    def build_for_training(self, num_classes: int, size: int) -> "nn.Module":
+        latent_size: of families that leave it open (`has_latent_size`), where it is not to be the usual one.
+        """
+        family = self.family_module()
+        return family.build(self.builder, num_classes, *self._sized(size, latent_size))
+
+    def build_for_training(self, num_classes: int, size: int, latent_size: int = 0) -> "nn.Module":
         """The same with what only serves training."""
         family = self.family_module()
-        return family.build_for_training(self.builder, num_classes, *self._sized(size))
+        return family.build_for_training(self.builder, num_classes, *self._sized(size, latent_size))
 
-    def _sized(self, size: int) -> tuple[int, ...]:
-        return (size,) if getattr(self.family_module(), "SIZED", False) else ()
+    def _sized(self, size: int, latent_size: int) -> tuple[int, ...]:
+        if not getattr(self.family_module(), "SIZED", False):
+            return ()
+        return (size, latent_size) if self.has_latent_size and latent_size else (size,)
 
     def usual_mode(self, weights: str | None) -> Mode:
         """How it is trained where nothing is said: from what was trained before, if there is anything."""
@@ -144,6 +151,19 @@ CATALOG: dict[str, Entry] = {
     "unet": _segmenter("unet", "unet"),
     "unet_resnet34": _segmenter("unet", "unet_resnet34", "resnet34"),
     "unet_mobilenet_v2": _segmenter("unet", "unet_mobilenet_v2", "mobilenet_v2"),
+    # Cropped: shapes keep their proportions, and padding would be one more thing to encode.
+    "vae": Entry(
+        Task.EMBED,
+        "vae",
+        "vae",
+        input=ResizeRule("crop", 64, 64, short_side=64),
+        multiple=16,
+        has_latent_size=True,
+    ),
+    # Stretched: nothing of an image is left untranslated, and there are no bars for a discriminator to go by.
+    "cyclegan": Entry(
+        Task.TRANSLATE, "cyclegan", "cyclegan", input=ResizeRule("stretch", 128, 128), multiple=4, has_target=True
+    ),
     "dcgan": _gan("dcgan"),
     "wgan_gp": _gan("wgan_gp"),
     "conditional_gan": _gan("conditional_gan", is_conditional=True),

@@ -8,7 +8,7 @@ nothing is measured twice.
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from models.settings.predict import PredictSettings
 from tasks import predict, registry
 from tasks.datasets import datasets
 from tasks.evaluate_generator import measure_generator
+from tasks.evaluate_translator import measure_translator, reconstruction_error
 from tasks.judge import judge as find_judge
 from tasks.slot_process import cool_down, warm_up
 from tasks.storage import join, normalise, open_storage
@@ -37,6 +38,11 @@ from tasks.table import Table, write_parquet
 
 log = logging.getLogger("pixelmill")
 
+# What makes images is compared by a judge, instead of by rows with what the data set says.
+_BY_JUDGE: dict[Task, Callable[..., dict[str, Any]]] = {
+    Task.GENERATE: measure_generator,
+    Task.TRANSLATE: measure_translator,
+}
 _SCRATCH_TABLE = "evaluation"
 _EXACT_ENGINE: EngineName = "onnxruntime"  # its figures are kept
 
@@ -69,11 +75,11 @@ def measure(
     `store` holds the data set. On the validation split the temperature is fitted; on others it is the card's. Raises
     UsageError where there is nothing to compare, ModelError where the file cannot be run.
 
-    A generator is measured by the judge of that name; see tasks.evaluate_generator.
+    A generator or translator is measured by the judge of that name; see tasks.evaluate_generator, .evaluate_translator.
     """
     card = card if card.version else card.with_version()
-    if card.task == Task.GENERATE:
-        return measure_generator(card, onnx_path, store, dataset, split, find_judge(judge, store), device, report)
+    if (by_judge := _BY_JUDGE.get(card.task)) is not None:
+        return by_judge(card, onnx_path, store, dataset, split, find_judge(judge, store), device, report)
     images = labelled_images(store, card, dataset, split)
     with tempfile.TemporaryDirectory(prefix="pixelmill-evaluate-") as scratch:
         published = registry.publish(scratch, replace(card, files={}), {card.onnx_file: onnx_path}, quietly=True)
@@ -81,7 +87,17 @@ def measure(
         source.write_bytes(write_parquet(images.select(["image"])))
         settings = _predict_settings(published, str(source), _SCRATCH_TABLE, images, engine, device)
         rows, ran_on = _predicted(normalise(scratch), published, settings, images, f"measuring {split}", report)
-    return _compared(card, rows, ran_on, images, store, dataset, split)
+    figures = _compared(card, rows, ran_on, images, store, dataset, split)
+    return _with_reconstruction(figures, card, onnx_path, store, dataset, split, report)
+
+
+def _with_reconstruction(
+    figures: dict[str, Any], card: Card, onnx_path: Path, store: str, dataset: Dataset, split: str, report: Report
+) -> dict[str, Any]:
+    """Of an autoencoder also `mse`: how far what comes back is off."""
+    if card.task != Task.EMBED:
+        return figures
+    return figures | {"mse": reconstruction_error(card, onnx_path, store, dataset, split, report)}
 
 
 def measure_all(card: Card, onnx_path: Path, store: str, dataset: Dataset, report: Report = silent) -> dict[str, Any]:
@@ -114,8 +130,8 @@ def evaluate(store: str, settings: EvaluateSettings, report: Report = silent) ->
     card = registry.check_exported(registry.resolve(store, settings.model))
     dataset = datasets.resolve(store, settings.dataset)
     evaluation = Evaluation(card.reference, dataset.reference, settings.split, {}, settings.table)
-    if card.task == Task.GENERATE:
-        return _evaluate_generator(store, card, dataset, settings, evaluation, report)
+    if card.task in _BY_JUDGE:
+        return _evaluate_by_judge(store, card, dataset, settings, evaluation, report)
     if settings.judge is not None:
         raise UsageError(f"--judge means nothing to models that {card.task}, such as {card.reference}: leave it out")
     if settings.table is not None:
@@ -125,6 +141,8 @@ def evaluate(store: str, settings: EvaluateSettings, report: Report = silent) ->
         stage = f"measuring {settings.split}"
         rows, ran_on = _predicted(store, card, prediction, images, stage, report)
         metrics = _compared(card, rows, ran_on, images, store, dataset, settings.split)
+        path = registry.fetch_model(store, card)
+        metrics = _with_reconstruction(metrics, card, path, store, dataset, settings.split, report)
     elif settings.engine == _EXACT_ENGINE and (found := find_metrics(store, card, dataset, settings.split)) is not None:
         log.info("%s was measured on %s before", card.reference, dataset.reference)
         return replace(evaluation, metrics=found)
@@ -145,7 +163,7 @@ def evaluate(store: str, settings: EvaluateSettings, report: Report = silent) ->
     return evaluation
 
 
-def _evaluate_generator(
+def _evaluate_by_judge(
     store: str, card: Card, dataset: Dataset, settings: EvaluateSettings, evaluation: Evaluation, report: Report
 ) -> Evaluation:
     """By the judge that is asked for, else that of its training; each judge's figures are kept by themselves."""
@@ -156,7 +174,7 @@ def _evaluate_generator(
         log.info("%s was measured on %s by %s before", card.reference, dataset.reference, judge.name)
         return replace(evaluation, metrics=found)
     path = registry.fetch_model(store, card)
-    metrics = measure_generator(card, path, store, dataset, settings.split, judge, settings.device, report)
+    metrics = _BY_JUDGE[card.task](card, path, store, dataset, settings.split, judge, settings.device, report)
     evaluation = replace(evaluation, metrics=metrics)
     _keep(store, card, dataset, evaluation)
     return evaluation
@@ -285,7 +303,7 @@ def _compared(
         rows,
         images,
         annotations.filter(pc.is_in(annotations.column("image"), value_set=images.column("image").combine_chunks())),
-        card.labels,
+        card.labels or card.training.get("classes", ()),
         dataset.classes,
         temperature=card.metrics.get("temperature"),
         fit=split == "val",

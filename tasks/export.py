@@ -81,7 +81,7 @@ def _export_exact(store: str, card: Card, settings: ExportSettings, report: Repo
     entry = catalog.entry(card.architecture)
     family = entry.family_module()
     report(Step(f"exporting {card.reference}", 0, None))
-    network = entry.build(len(card.labels), card.input.height)
+    network = entry.build(len(card.labels), card.input.height, card.latent_size)
     apply_state(network, load_model(store, card), family.IGNORED_PREFIXES, card.architecture)
     network.eval()
 

@@ -76,6 +76,19 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class _Target:
+    """The data set whose images those of the other one are to look like."""
+
+    dataset: Dataset
+    images: TrainingImages
+
+    def record(self) -> dict[str, Any]:
+        """What the card says of it."""
+        rows = {"train": self.images.train.num_rows, "val": self.images.val.num_rows}
+        return {"dataset": self.dataset.reference, "images": rows}
+
+
+@dataclass(frozen=True)
 class _Plan:
     """All that is decided before the first step."""
 
@@ -90,6 +103,7 @@ class _Plan:
     start: str  # where the weights come from
     key: str
     judge: "Judge | None"  # of models that make images
+    target: _Target | None = None  # of models that translate
 
 
 def train(
@@ -144,6 +158,7 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     """Resolves every name, and refuses what cannot be learned, before anything costs time."""
     dataset = datasets.resolve(store, settings.dataset)
     entry = catalog.entry(settings.model)
+    target = _target(store, settings, entry, dataset)
     images = training_images(store, dataset, entry.task, entry.is_conditional)
     images, extra = with_extra_data(store, images, dataset, settings.extra_data, entry.task, entry.is_conditional)
 
@@ -159,7 +174,8 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     labels = dataset.classes if entry.knows_classes else ()
     start = starting_state(settings.weights, settings.model, recipe.mode, store, settings.image_size)
     size = start.input.height
-    network = build_untrained(lambda: entry.build_for_training(len(labels), size), seed=settings.seed)
+    latent_size = settings.latent_size or start.latent_size
+    network = build_untrained(lambda: entry.build_for_training(len(labels), size, latent_size), seed=settings.seed)
     parts = family.parts(network, entry.builder)
     if not apply_start(network, start, parts, family.IGNORED_PREFIXES, labels, settings.model) and labels:
         logger.info("the head of %s answers the same classes, and learns on", start.source)
@@ -177,9 +193,10 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
         source=f"{start.source}, {recipe.mode} on {dataset.reference}",
         licence=start.licence,
     )
-    judged_by = judge(settings.judge, store) if entry.task == Task.GENERATE else None
+    judged_by = judge(settings.judge, store) if entry.task in (Task.GENERATE, Task.TRANSLATE) else None
     decisive = {
         "dataset": dataset.reference,
+        **({} if target is None else {"target": target.dataset.reference}),
         "architecture": settings.model,
         "input": asdict(start.input),
         "start": _digest(network.state_dict()),
@@ -191,7 +208,26 @@ def _plan(store: str, settings: TrainSettings, report: Report) -> _Plan:
     if judged_by is not None:  # it decides which epoch is kept
         decisive["judge"] = judged_by.name
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:24]
-    return _Plan(dataset, extra, images, card, network, parts, recipe, devices, start.source, key, judged_by)
+    return _Plan(dataset, extra, images, card, network, parts, recipe, devices, start.source, key, judged_by, target)
+
+
+def _target(store: str, settings: TrainSettings, entry: catalog.Entry, dataset: Dataset) -> _Target | None:
+    """What `--target` names. Raises UsageError where it is missing, or means nothing."""
+    if not entry.has_target:
+        if settings.target is not None:
+            raise UsageError(
+                f"--target means nothing to models that {entry.task}, such as {settings.model}: leave it out"
+            )
+        return None
+    if settings.target is None:
+        raise UsageError(
+            f"{settings.model} learns to make images of one data set look like those of another: "
+            "say which with --target NAME"
+        )
+    target = datasets.resolve(store, settings.target)
+    if target.reference == dataset.reference:
+        raise UsageError(f"--target {settings.target} is the data set itself: there is nothing to translate into")
+    return _Target(target, training_images(store, target, entry.task))
 
 
 def _find(store: str, settings: TrainSettings, plan: _Plan, report: Report) -> Card | None:
@@ -243,7 +279,13 @@ def _train(
         " and ".join(plan.devices),
     )
     annotations = training_annotations(store, [plan.dataset, *plan.extra])
-    val = _samples(plan, plan.images.val, annotations, None)
+    val = _samples(plan, plan.dataset, plan.images.val, annotations, None)
+    training = _samples(plan, plan.dataset, plan.images.train, annotations, augmentation)
+    if (target := plan.target) is not None:
+        of_target = datasets.read_annotations(store, target.dataset)
+        val = replace(val, beside=_samples(plan, target.dataset, target.images.val, of_target, None))
+        beside = _samples(plan, target.dataset, target.images.train, of_target, augmentation)
+        training = replace(training, beside=beside)
 
     def keep_samples(epoch: int, images: NDArray[np.uint8]) -> None:
         png = encode_png(grid(images))
@@ -252,7 +294,7 @@ def _train(
 
     fitted = fit(
         learner,
-        _samples(plan, plan.images.train, annotations, augmentation),
+        training,
         val,
         plan.recipe,
         Place(devices=plan.devices, threads=cores(), folder=folder),
@@ -291,7 +333,7 @@ def _publish(
     entry = catalog.entry(card.architecture)
     family = entry.family_module()
     # What only served training is left behind.
-    network = entry.build(len(card.labels), card.input.height)
+    network = entry.build(len(card.labels), card.input.height, card.latent_size)
     apply_state(
         network, {name: value.cpu().contiguous() for name, value in state.items()}, family.IGNORED_PREFIXES, "itself"
     )
@@ -352,7 +394,11 @@ def _real_images(samples: "Samples") -> tuple[NDArray[np.uint8], list[str]]:
 
 
 def _samples(
-    plan: _Plan, images: "pa.Table", annotations: "pa.Table", augmentation: "Augmentation | None"
+    plan: _Plan,
+    dataset: Dataset,
+    images: "pa.Table",
+    annotations: "pa.Table",
+    augmentation: "Augmentation | None",
 ) -> "Samples":
     from models.learning.learner import task_module
     from models.learning.order import repeat_factors
@@ -361,15 +407,16 @@ def _samples(
     task = task_module(plan.card.task)
     labels = images.column("label").to_pylist()
     is_classified = plan.card.task == Task.CLASSIFY or plan.card.is_conditional
+    shows_objects = plan.card.task in (Task.DETECT, Task.INSTANCE, Task.SEMANTIC)
     sides = zip(images.column("width").to_pylist(), images.column("height").to_pylist(), strict=True)
     return Samples(
         names=images.column("image").to_pylist(),
         targets=task.targets(images, annotations, plan.card.labels),
-        read=image_files(plan.dataset, images, plan.extra),
+        read=image_files(dataset, images, plan.extra),
         rule=plan.card.input,
         augmentation=augmentation,
         groups=[plan.card.labels.index(label) for label in labels] if is_classified else None,
-        repeats=None if is_classified else repeat_factors(labels_of_objects(images, annotations)),
+        repeats=repeat_factors(labels_of_objects(images, annotations)) if shows_objects else None,
         # What ingest accepted is no mistake now.
         limits=Limits(max_pixels=max([Limits.max_pixels, *(width * height for width, height in sides)])),
         placed=getattr(task, "placed", None),
@@ -387,12 +434,19 @@ def _record(plan: _Plan, fitted: "Fitted") -> dict[str, Any]:
         "settings": asdict(plan.recipe) | {"lr": fitted.lr},
         "devices": list(plan.devices),
         "images": {"train": plan.images.train.num_rows, "val": plan.images.val.num_rows},
+        **({} if plan.card.labels else {"classes": _classes_of(plan.images.train)}),
+        **({} if plan.target is None else {"target": plan.target.record()}),
         "validated_on": "images of the split train" if plan.images.carved else "val",
         "validation": fitted.metrics,
         **({} if plan.judge is None else {"judge": plan.judge.name}),
         "epochs": len(fitted.history),
         "best_epoch": fitted.best_epoch,
     }
+
+
+def _classes_of(images: "pa.Table") -> list[str]:
+    """What a model without labels has seen all the same: images of other classes are strange to it."""
+    return sorted(set(images.column("label").drop_null().to_pylist()))
 
 
 def _devices(settings: TrainSettings) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ class Start:
     input: ResizeRule  # for the new model
     source: str  # for the card
     licence: str  # of the weights, for the card; "" where nobody knows
+    latent_size: int = 0  # of the latent vectors of a model of the store; 0: it has none, or nobody knows
 
 
 def starting_state(
@@ -98,12 +99,12 @@ def starting_state(
         rule = catalog.input_rule(architecture, usual, image_size)
         return Start(state, None, rule, f"{architecture} on {card.reference}", card.licence)
     rule = catalog.input_rule(architecture, usual, image_size, card.input)
-    if entry.sizes and rule != card.input:
+    if (entry.sizes or entry.has_latent_size) and rule != card.input:
         raise UsageError(
             f"{card.reference} is built for images of {card.input.height} pixels, and --image-size {image_size} asks "
             "for others: leave it out, or start without --weights"
         )
-    return Start(load_model(store, card), card.labels, rule, card.reference, card.licence)
+    return Start(load_model(store, card), card.labels, rule, card.reference, card.licence, card.latent_size)
 
 
 def _entry_of_backbone(classifier: str, name: str) -> Pretrained | None:

@@ -29,9 +29,11 @@ from models.learning.distributed import from_first, together
 from models.learning.feature_cache import FeatureBatches
 from models.learning.learner import (
     AlternatingLearner,
+    Finishing,
     HeadLearner,
     Learner,
     Sampler,
+    Scheduled,
     Updates,
     Watcher,
     lower_is_better,
@@ -220,12 +222,24 @@ class _Training:
         if self.part.rank == 0:
             load_state(self.network, self.best)
             self.network.eval()
+            if isinstance(self.learner, Finishing):
+                self._finish(self.learner)
         metrics = {
             name.removeprefix("val_"): value
             for name, value in self.history[self.best_epoch - 1].items()
             if name.startswith("val_")
         }
         return Fitted(self.history, self.best_epoch, metrics, self.lr, resumed_after)
+
+    def _finish(self, learner: Finishing) -> None:
+        """Shows a learner images from all over the training split, varied as they were in training."""
+        assert isinstance(self.train, ImageBatches)
+        count = min(len(self.names), learner.num_finishing)
+        chosen = np.linspace(0, len(self.names) - 1, count).astype(np.int64)
+        size = self.recipe.batch_size
+        batches = [chosen[start : start + size] for start in range(0, count, size)]
+        with torch.no_grad(), self._cast():
+            learner.finish(batch.inputs for batch in self.train.view(0, batches))
 
     def _epoch(self, epoch: int) -> Row:
         """One pass over the training images."""
@@ -246,6 +260,8 @@ class _Training:
         self.report(Step(stage, 0, per_epoch, self._told(None)))
         for step, batches in enumerate(self._updates(epoch)):
             rate = self.lr * rate_factor(epoch * per_epoch + step, steps, warmup)
+            if isinstance(self.learner, Scheduled):
+                self.learner.at((epoch * per_epoch + step) / steps)
             losses = self.updater.update(batches, rate, epoch + 1, step + 1)
             if self.average is not None:
                 self.average.update(self._averaged())

@@ -1,6 +1,6 @@
 """What a task asks of a network that learns. A new task is one more module and one line in LEARNERS."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from types import ModuleType
@@ -132,6 +132,24 @@ class Watcher(Protocol):
 
     def watch(self, history: Sequence[Mapping[str, Any]]) -> str | None:
         """What is to be said after the last epoch of the history, if anything."""
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A Learner whose losses change in the course of a training."""
+
+    def at(self, done: float) -> None:
+        """To be called before each update: the share of all updates that are done, 0 to below 1."""
+
+
+@runtime_checkable
+class Finishing(Protocol):
+    """A Learner that looks at training images once more when the best weights are in place."""
+
+    num_finishing: int  # images that it looks at, at most
+
+    def finish(self, batches: Iterable[Tensor]) -> None:
+        """Images uint8 [batch, height, width, 3] of the whole training split, in evaluation mode."""
 
 
 def lower_is_better(learner: Learner) -> bool:

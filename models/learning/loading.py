@@ -41,6 +41,8 @@ class _Wanted(NamedTuple):
     image: int
     seed: int = 0
     partners: Sequence[int] = ()  # indices of the images that it is mixed with
+    beside: int = -1  # index of the image of the other data set that is its target
+    beside_seed: int = 0
 
 
 class ImageBatches:
@@ -57,7 +59,10 @@ class ImageBatches:
         epochs: int = 1,
     ):
         self.learner, self.samples, self.device, self.seed, self.epochs = learner, samples, device, seed, epochs
-        self._images = PreparedImages(samples, budget_bytes)
+        beside = samples.beside
+        share = len(samples) / (len(samples) + len(beside)) if beside is not None else 1.0
+        self._images = PreparedImages(samples, int(budget_bytes * share))
+        self._beside = PreparedImages(beside, int(budget_bytes * (1 - share))) if beside is not None else None
         torch.get_num_threads()  # the caller's own number is settled before the pool's threads set theirs
         # Each image is small: a pool of single threads is faster than threads that share one image.
         self._pool = ThreadPoolExecutor(threads, "images", initializer=torch.set_num_threads, initargs=(1,))
@@ -80,9 +85,12 @@ class ImageBatches:
             # What balancing draws again is varied again.
             variations[position] = image_seed(self.seed, epoch, index + times[index] * len(self.samples))
             times[index] += 1
+        beside = self._beside_of(epoch, len(order))
 
         def wanted(position: int) -> _Wanted:
             seed = int(variations[position])
+            if beside is not None:
+                return _Wanted(int(order[position]), seed, (), *beside[position])
             if not isinstance(augmentation, Mixing):
                 return _Wanted(int(order[position]), seed)
             # Those that were drawn just before are as random as any, and still in memory where not all images fit.
@@ -103,15 +111,30 @@ class ImageBatches:
         return self._stream(seeds, self.samples.augmentation)
 
     def plain(self, batch_size: int) -> Generator[Batch]:
-        """All images in order, not varied."""
+        """All images in order, not varied; beside them those of the other data set in order, again and again."""
         count = len(self.samples)
+        others = len(self.samples.beside) if self.samples.beside is not None else 0
         return self._stream(
             (
-                [_Wanted(index) for index in range(start, min(start + batch_size, count))]
+                [
+                    _Wanted(index, beside=index % others if others else -1)
+                    for index in range(start, min(start + batch_size, count))
+                ]
                 for start in range(0, count, batch_size)
             ),
             None,
         )
+
+    def _beside_of(self, epoch: int, count: int) -> list[tuple[int, int]] | None:
+        """The index of what stands beside each image of an epoch, and the seed by which it is varied."""
+        if self.samples.beside is None:
+            return None
+        indices, rounds = self.samples.order_beside(self.seed, epoch, count)
+        # Images of the one data set are not varied as those of the other of the same number are.
+        return [
+            (index, image_seed(self.seed + 1, number, index))
+            for index, number in zip(indices.tolist(), rounds.tolist(), strict=True)
+        ]
 
     def _stream(self, batches: Iterable[Sequence[_Wanted]], augmentation: Augmentation | None) -> Generator[Batch]:
         waiting: deque[tuple[NDArray[np.int64], list[Future]]] = deque()
@@ -136,6 +159,11 @@ class ImageBatches:
             image, target = self._image(wanted.image, True)
             if augmentation is not None:
                 image, target = augmentation(image, target, wanted.seed)
+            if self._beside is not None:
+                other = torch.from_numpy(self._beside.get(wanted.beside)[0]).permute(2, 0, 1)  # [3, rows, columns]
+                if augmentation is not None:
+                    other, _ = augmentation(other, None, wanted.beside_seed)
+                target = other.permute(1, 2, 0)
         return image.permute(1, 2, 0), target  # [height, width, 3]
 
     def _image(self, index: int, padded: bool) -> tuple[Tensor, Any]:

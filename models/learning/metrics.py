@@ -29,16 +29,22 @@ MEASURES: dict[Task, str] = {
     Task.DETECT: "detection_metrics",
     Task.INSTANCE: "detection_metrics",
     Task.SEMANTIC: "segmentation_metrics",
-    Task.GENERATE: "generative_metrics",  # without `measure`: tasks.evaluate_generator compares samples, no rows
+    Task.EMBED: "embedding_metrics",
+    # Without `measure`: tasks.evaluate_generator and .evaluate_translator compare samples, no rows.
+    Task.GENERATE: "generative_metrics",
+    Task.TRANSLATE: "generative_metrics",
 }
 
-# Decides what is promoted and what an export may lose; 0 to 1 and higher is better, unless it is in LOWER_IS_BETTER.
+# Decides what is promoted and what an export may lose; 0 to 1 (elbo: nats per value of an image) and
+# higher is better, unless it is in LOWER_IS_BETTER.
 MAIN_METRIC: dict[Task, str] = {
     Task.CLASSIFY: "top1",
     Task.DETECT: "ap",
     Task.INSTANCE: "mask_ap",
     Task.SEMANTIC: "miou",
+    Task.EMBED: "elbo",
     Task.GENERATE: "frechet",
+    Task.TRANSLATE: "frechet",
 }
 LOWER_IS_BETTER = frozenset({"frechet"})
 
@@ -61,7 +67,8 @@ class Measure(Protocol):
 
         `rows`: image, status and the task's result column, one row per image of `images` (IMAGES_SCHEMA) in any order;
         of an image that has another status than ok nothing was found. `annotations` (ANNOTATIONS_SCHEMA): those of
-        these images. `labels`: the model's; `classes`: the data set's. `temperature`, `score`: those of the model's
+        these images. `labels`: the model's, of one without labels those of its training images; `classes`: the data
+        set's. `temperature`, `score`: those of the model's
         card; findings below the score are among the rows. `fit`: these images may also say which temperature or score
         is best. Raises UsageError where labels and classes have none in common.
         """

@@ -33,6 +33,8 @@ class Samples:
     # A target moved with its image by a resize, into an input of that height and width.
     placed: Callable[[Any, Geometry, tuple[int, int]], Any] | None = None
     limits: Limits | None = None
+    # Images of another data set, one of which is shown beside each of these, as the pair's target: which one is chance.
+    beside: "Samples | None" = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -45,6 +47,17 @@ class Samples:
     def order(self, seed: int, epoch: int, balance: bool) -> NDArray[np.int64]:
         """The images of one epoch, by index; balance: rare classes more often."""
         return epoch_order(len(self), seed, epoch, *((self.groups, self.repeats) if balance else ()))
+
+    def order_beside(self, seed: int, epoch: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What stands beside the images of one epoch: `count` indices of `beside`, and how often each was shown before.
+
+        Every image of `beside` is shown before one is shown again, over the bounds of epochs.
+        """
+        assert self.beside is not None
+        places = np.arange(epoch * count, (epoch + 1) * count)
+        rounds, places = np.divmod(places, len(self.beside))
+        orders = {number: self.beside.order(seed + 1, number, False) for number in np.unique(rounds).tolist()}
+        return np.array([orders[k][i] for k, i in zip(rounds.tolist(), places.tolist(), strict=True)], np.int64), rounds
 
 
 class UndecodableImage(UsageError):

@@ -8,6 +8,7 @@ from models.settings.fields import Device, Settings, StoreName
 
 Mode = Literal["features", "finetune", "scratch"]
 Augment = Literal["none", "light", "strong"]
+Observation = Literal["gaussian", "bernoulli"]
 
 
 def _is_rate(value: float | Literal["auto"] | None) -> float | Literal["auto"] | None:
@@ -95,6 +96,37 @@ class Training(Settings):
     balance: Annotated[
         bool, Field(description="Draw every class equally often; images of rare objects more often.")
     ] = False
+    latent_size: Annotated[
+        int | None,
+        Field(ge=1, le=4096, description="Autoencoders: numbers of the latent vector, which is the embedding."),
+    ] = None
+    observation: Annotated[
+        Observation | None,
+        Field(
+            description="Autoencoders: how pixels lie around what is decoded. gaussian, the usual one: with a "
+            "deviation that is learnt; bernoulli: for ink on paper, whose levels are nearly black or white."
+        ),
+    ] = None
+    beta: Annotated[
+        float | None,
+        Field(gt=0, description="Autoencoders: weight of KL; above 1 fewer numbers carry more. By default 1."),
+    ] = None
+    kl_warmup: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="Autoencoders: share of the training over which KL is let in. By default .3."),
+    ] = None
+    cycle_weight: Annotated[
+        float | None,
+        Field(gt=0, description="Translators: weight of coming back as before, by default 10."),
+    ] = None
+    identity_weight: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            description="Translators: weight of leaving alone what is of the target already, by default 0; "
+            "5 where colours are to stay.",
+        ),
+    ] = None
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         Field(description="Of the arithmetic; auto: bf16 or fp16 where the device is built for it."),
@@ -135,6 +167,14 @@ class TrainSettings(Training):
     """What to train on what, and how."""
 
     dataset: Annotated[str, Field(min_length=1, description="NAME (newest version) or NAME@VERSION of a data set.")]
+    target: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Translators: the data set whose images those of the other one are to look like; no image of "
+            "the one belongs to any of the other.",
+        ),
+    ] = None
     extra_data: Annotated[
         str | None,
         Field(description="Other data sets, with commas, whose training images are learned from too, e.g. generated."),
