@@ -151,6 +151,14 @@ class Storage(ABC):
         """Writes a file in place of the one that is there, if any; readers see the old or the new one whole."""
 
     @abstractmethod
+    def remove(self, uri: str) -> None:
+        """Removes a file; one that is not there is no error."""
+
+    @abstractmethod
+    def modified_at(self, uri: str) -> float | None:
+        """When a file was written, in seconds since 1970 by the storage's clock; None when it is not there."""
+
+    @abstractmethod
     def fetch(self, uri: str) -> AbstractContextManager[Path]:
         """A local file with this content while the context lasts. Raises FileNotFoundError."""
 

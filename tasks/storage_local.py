@@ -189,6 +189,24 @@ class LocalStorage(Storage):
         except OSError as error:
             raise _failure("write", folder, error) from None
 
+    def remove(self, uri: str) -> None:
+        path = local_path(uri)
+        try:
+            self.perform("remove", os.unlink, path)
+        except _ABSENT:
+            pass
+        except OSError as error:
+            raise _failure("remove", path, error) from None
+
+    def modified_at(self, uri: str) -> float | None:
+        path = local_path(uri)
+        try:
+            return self.perform("stat", os.lstat, path).st_mtime
+        except _ABSENT:
+            return None
+        except OSError as error:
+            raise _failure("look at", path, error) from None
+
     @contextmanager
     def fetch(self, uri: str) -> Iterator[Path]:
         if not self.exists(uri):

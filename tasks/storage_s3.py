@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -349,6 +349,16 @@ class S3Storage(Storage):
 
     def replace(self, uri: str, data: bytes) -> None:
         self._request("put_object", uri, Body=data)
+
+    def remove(self, uri: str) -> None:
+        with suppress(FileNotFoundError):  # some servers say so
+            self._request("delete_object", uri)
+
+    def modified_at(self, uri: str) -> float | None:
+        try:
+            return self._request("head_object", uri)["LastModified"].timestamp()
+        except FileNotFoundError:
+            return None
 
     @contextmanager
     def fetch(self, uri: str) -> Iterator[Path]:
