@@ -17,6 +17,7 @@ STEPS = {
     "train": "tasks.train",
     "export": "tasks.export",
     "evaluate": "tasks.evaluate",
+    "vacuum": "tasks.vacuum",
 }
 
 
