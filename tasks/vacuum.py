@@ -1,6 +1,7 @@
 """Retention: what nothing names any more. Plans, parts, cards, aliases and what they name are never touched.
 
 unfinished writes    files under temporary names, uploads in parts that were never completed
+scratch folders      temporary files of killed commands, on this machine
 unfinished versions  folders of models and data sets without the file that would commit them
 trainings            checkpoints of trainings that nobody took up again, on this machine
 old versions         of models, if asked for: beyond the newest, and named by no alias, no table and no other card
@@ -11,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,17 +31,20 @@ log = logging.getLogger("pixelmill")
 
 _VERSION = re.compile(r"[0-9a-f]{12}")
 _TRAINING = re.compile(r"[0-9a-f]{24}")
+_SCRATCH = re.compile(r"pixelmill-((plan|verify|query|export|evaluate|train|unpacked|fp16)-)?[a-z0-9_]{8}")
 _REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)@([0-9a-f]{12})")
 
 # A version is complete a moment after its last file is there; even a slow export of a large model takes minutes.
 LEAST_AGE_OF_VERSIONS_S = 3600
+# A command at work may not write into its folder for hours, as in a long epoch.
+LEAST_AGE_OF_FOLDERS_S = 86400
 
 
 @dataclass(frozen=True)
 class Leftover:
     """One thing that may go."""
 
-    kind: str  # "unfinished write", "unfinished version", "training", "old version"
+    kind: str  # "unfinished write", "scratch folder", "unfinished version", "training", "old version"
     uri: str
     bytes: int
     age_s: int
@@ -78,7 +83,8 @@ def _leftovers(store: str, settings: VacuumSettings, now: float) -> Iterator[Lef
     storage = open_storage(store)
     yield from _unfinished_writes(storage, store, settings.older_than_s, now)
     yield from _unfinished_versions(storage, store, settings.older_than_s, now)
-    yield from _trainings(settings.older_than_s, now)
+    yield from _folders("scratch folder", Path(tempfile.gettempdir()), _SCRATCH, settings.older_than_s, now)
+    yield from _folders("training", training_folder(""), _TRAINING, settings.older_than_s, now)
     if settings.keep_versions is not None:
         yield from _old_versions(storage, store, settings.keep_versions, settings.older_than_s, now)
 
@@ -131,20 +137,24 @@ def _remove_files(storage: Storage, folder: str, files: list[str], unless: str |
     return True
 
 
-def _trainings(older_than_s: float, now: float) -> Iterator[Leftover]:
-    root = training_folder("")
+def _folders(kind: str, root: Path, name: re.Pattern[str], older_than_s: float, now: float) -> Iterator[Leftover]:
+    """Local folders of our own below `root` in which nothing was written for so long."""
+    older_than_s = max(older_than_s, LEAST_AGE_OF_FOLDERS_S)
     for folder in sorted(root.glob("*")) if root.is_dir() else ():
-        if not (_TRAINING.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()):
+        if not (name.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()):
             continue
-        states = [path.stat() for path in (folder, *folder.rglob("*"))]
+        try:
+            states = [path.lstat() for path in (folder, *folder.rglob("*"))]
+        except OSError:  # somebody is at work there
+            continue
         age_s = now - max(state.st_mtime for state in states)
-        if age_s >= older_than_s:
+        if age_s >= older_than_s and states[0].st_uid == os.getuid():
 
             def remove(folder: Path = folder) -> bool:
                 shutil.rmtree(folder, ignore_errors=True)
                 return not folder.exists()
 
-            yield Leftover("training", str(folder), sum(state.st_size for state in states), int(age_s), remove)
+            yield Leftover(kind, str(folder), sum(state.st_size for state in states), int(age_s), remove)
 
 
 def _old_versions(storage: Storage, store: str, keep: int, older_than_s: float, now: float) -> Iterator[Leftover]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -33,6 +34,8 @@ DAY = 86400.0
 def checkpoints(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PIXELMILL_TRAINING", str(tmp_path / "training"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     return tmp_path / "training"
 
 
@@ -200,6 +203,28 @@ def test_checkpoints_that_nobody_took_up(root, checkpoints):
     assert old.exists()
     assert run(root, delete=True) == {str(old): "training"}
     assert (old.exists(), new.exists(), foreign.exists()) == (False, True, True)
+
+
+def test_folders_of_commands_at_work_are_not_taken_however_small_the_age(root, tmp_path):
+    for folder in (training_folder("a" * 24), Path(tempfile.gettempdir(), "pixelmill-plan-ab_d1234")):
+        folder.mkdir(parents=True)
+    assert run(root, older_than="0m", delete=True) == {}
+
+
+def test_scratch_folders_of_killed_commands(root, tmp_path):
+    """One of a plan that was killed, one at work, and others' that are not ours to take."""
+    names = ("pixelmill-plan-ab_d1234", "pixelmill-query-ab_d1234", "pixelmill-photos", "pixelmill-plan-of-mine", "x")
+    folders = {name: Path(tempfile.gettempdir(), name) for name in names}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "rows").write_bytes(b"rows")
+        for path in (folder / "rows", folder):
+            os.utime(path, (0, 0))
+    os.utime(folders["pixelmill-query-ab_d1234"] / "rows")
+    expected = {str(folders["pixelmill-plan-ab_d1234"]): "scratch folder"}
+    assert run(root) == expected
+    assert run(root, delete=True) == expected
+    assert [name for name in names if not folders[name].exists()] == ["pixelmill-plan-ab_d1234"]
 
 
 # --- old versions

@@ -21,9 +21,10 @@ def vacuum(settings: VacuumSettings, store: StoreSettings, *, direct: Direct = F
         pixelmill vacuum --older-than 30d --keep-versions 5 --delete
 
     Without --delete nothing is removed, only shown. Temporary files, uploads that were
-    never completed, model and data set versions that were never published, and
-    checkpoints of trainings on this machine. Rows, plans, cards and what an alias or a
-    table names are never touched, and it may run beside anything else.
+    never completed, model and data set versions that were never published, and, of
+    this machine, scratch folders of killed commands and checkpoints of trainings. Rows,
+    plans, cards and what an alias or a table names are never touched, and it may run
+    beside anything else.
     """
     from flows.running import run_step
 

@@ -16,6 +16,7 @@ SKEW_WARNING_S = 5.0
 SKEW_PROBLEM_S = 300.0  # S3 itself refuses requests that are 15 minutes off
 
 _ACCESS = "grant ListBucket, GetObject, PutObject and DeleteObject on it, or for a folder write permission"
+_TIME_SERVER = "let both follow a time server (timedatectl set-ntp true): the newest version is found by its time"
 _CONDITIONAL = (
     "use storage that honours If-None-Match on PUT, as S3 does; without it two runs may claim the same images, "
     "and a part may be overwritten"
@@ -34,13 +35,19 @@ def check_store(store: str) -> list[Finding]:
         findings.append(_clock(storage, probe))
         findings.append(_put_if_absent(storage, probe))
     except StorageError as error:
-        name = ("store", "clock", "put-if-absent")[len(findings)]
-        findings.append(problem(name, str(error), _ACCESS))
+        findings.append(_refused(("store", "clock", "put-if-absent")[len(findings)], str(error)))
     finally:
         left = _remove(storage, probe)
     if left is not None and findings[0].state == "ok":  # else it was said already
         findings.append(problem("store", left, _ACCESS))
     return findings
+
+
+def _refused(check: str, said: str) -> Finding:
+    """What storage said, with what mends it where it does not say so itself."""
+    if "RequestTimeTooSkewed" in said:
+        return problem("clock", said, _TIME_SERVER)
+    return problem(check, said, "" if "; " in said else _ACCESS)
 
 
 def _existing_folder(storage: Storage, uri: str) -> tuple[str, bool]:
@@ -72,8 +79,7 @@ def _clock(storage: Storage, probe: str) -> Finding:
     said = f"this machine and the store differ by {skew:,.0f} s"
     if skew < SKEW_WARNING_S:
         return ok("clock", said)
-    mend = "let both follow a time server (timedatectl set-ntp true): the newest version is found by its time"
-    return problem("clock", said, mend) if skew > SKEW_PROBLEM_S else warning("clock", said, mend)
+    return problem("clock", said, _TIME_SERVER) if skew > SKEW_PROBLEM_S else warning("clock", said, _TIME_SERVER)
 
 
 def _put_if_absent(storage: Storage, probe: str) -> Finding:
