@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -360,9 +359,7 @@ def test_the_repr_of_an_api_shows_no_secret():
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PIXELMILL_STORE", str(tmp_path))
-    start = time.monotonic()
     assert main(["doctor", "--direct", "--json"]) == 0
-    assert time.monotonic() - start < 30
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert (result["problems"], list(result)) == (0, ["problems", "warnings", "checks"])
