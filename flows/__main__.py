@@ -31,6 +31,8 @@ COMMANDS = {
     "export-coco": ("export_coco:export_coco", "Write a table of objects, or a data set, as a COCO file."),
     "verify": ("verify:verify", "Check a table: counts, checksums, one row per claimed image."),
     "ls": ("ls:ls", "List what is in the store."),
+    "vacuum": ("vacuum:vacuum", "Remove what killed runs and old model versions left behind."),
+    "doctor": ("doctor:doctor", "Check store, engines, Prefect and versions, and say how to mend each."),
 }
 
 

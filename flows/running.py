@@ -18,6 +18,7 @@ STEPS = {
     "export": "tasks.export",
     "evaluate": "tasks.evaluate",
     "generate": "tasks.generate",
+    "vacuum": "tasks.vacuum",
 }
 
 

@@ -71,6 +71,8 @@ def publish(store: str, card: Card, files: Mapping[str, Path], *, quietly: bool 
     uri = join(folder, CARD_FILE if is_first else card_file(card.precision))
     if not storage.put_if_absent(uri, card.to_json().encode()):  # another process was first with the same version
         return _read_card(uri)
+    for name in files.keys() - set(storage.names(folder)):  # it lay there from an earlier attempt, and was just removed
+        storage.put_file_if_absent(join(folder, name), files[name])
     if not quietly:
         logger.info("published %s", card.reference)
     return card

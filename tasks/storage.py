@@ -111,6 +111,15 @@ class FileState(NamedTuple):
     bytes: int
 
 
+class Unfinished(NamedTuple):
+    """What a writer that was killed left behind; no reader has ever seen it."""
+
+    uri: str
+    bytes: int
+    modified_at: float  # seconds since 1970, by the storage's clock
+    upload: str = ""  # the identity of an upload in parts, which is no file yet
+
+
 # Says why a file or folder of this name is left out (is_folder is the second argument), or None to keep it.
 Ignore = Callable[[str, bool], str | None]
 
@@ -151,6 +160,14 @@ class Storage(ABC):
         """Writes a file in place of the one that is there, if any; readers see the old or the new one whole."""
 
     @abstractmethod
+    def remove(self, uri: str) -> None:
+        """Removes a file; one that is not there is no error."""
+
+    @abstractmethod
+    def modified_at(self, uri: str) -> float | None:
+        """When a file was written, in seconds since 1970 by the storage's clock; None when it is not there."""
+
+    @abstractmethod
     def fetch(self, uri: str) -> AbstractContextManager[Path]:
         """A local file with this content while the context lasts. Raises FileNotFoundError."""
 
@@ -184,6 +201,14 @@ class Storage(ABC):
         What `ignore` gives a reason for is counted in `ignored` by that reason, as are links ("link"), devices and
         FIFOs ("special") and folders that cannot be read ("unreadable_folder"). The folder `exclude` is passed over.
         """
+
+    @abstractmethod
+    def unfinished(self, uri: str) -> Iterator[Unfinished]:
+        """What killed writers, or those still at work, left below a folder: files under temporary names, uploads."""
+
+    @abstractmethod
+    def discard(self, unfinished: Unfinished) -> None:
+        """Removes it; what is gone already is no error. A writer still at work on it fails as if storage had."""
 
     def step(self, name: str) -> None:  # noqa: B027 - empty on purpose: only tests override it
         """Called before and after each effect ("link:before", "link:after"), so that a test can fail or die there."""

@@ -13,7 +13,16 @@ from typing import BinaryIO
 
 from models.errors import Rejected, StorageError, TransientError
 from models.records import ListedImage, Status
-from tasks.storage import TEMPORARY_PREFIX, FileState, Ignore, Storage, local_path, local_uri, same_content
+from tasks.storage import (
+    TEMPORARY_PREFIX,
+    FileState,
+    Ignore,
+    Storage,
+    Unfinished,
+    local_path,
+    local_uri,
+    same_content,
+)
 
 logger = logging.getLogger("pixelmill.storage")
 
@@ -189,6 +198,24 @@ class LocalStorage(Storage):
         except OSError as error:
             raise _failure("write", folder, error) from None
 
+    def remove(self, uri: str) -> None:
+        path = local_path(uri)
+        try:
+            self.perform("remove", os.unlink, path)
+        except _ABSENT:
+            pass
+        except OSError as error:
+            raise _failure("remove", path, error) from None
+
+    def modified_at(self, uri: str) -> float | None:
+        path = local_path(uri)
+        try:
+            return self.perform("stat", os.lstat, path).st_mtime
+        except _ABSENT:
+            return None
+        except OSError as error:
+            raise _failure("look at", path, error) from None
+
     @contextmanager
     def fetch(self, uri: str) -> Iterator[Path]:
         if not self.exists(uri):
@@ -278,6 +305,18 @@ class LocalStorage(Storage):
                 logger.warning(
                     "passed over %s: cannot be read: %s", local_uri(folder), os.strerror(error.errno or errno.EIO)
                 )
+
+    def unfinished(self, uri: str) -> Iterator[Unfinished]:
+        def all_but_temporaries(name: str, is_folder: bool) -> str | None:
+            return None if is_folder or name.startswith(TEMPORARY_PREFIX) else "whole"
+
+        for state in self.walk(uri, recursive=True, ignore=all_but_temporaries, ignored={}):
+            modified_at = self.modified_at(state.uri)
+            if modified_at is not None:
+                yield Unfinished(state.uri, state.bytes, modified_at)
+
+    def discard(self, unfinished: Unfinished) -> None:
+        self.remove(unfinished.uri)
 
     @staticmethod
     def _identity(uri: str) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -28,7 +28,7 @@ from s3fs import S3FileSystem
 
 from models.errors import Rejected, StorageError, TransientError
 from models.records import ListedImage, Status
-from tasks.storage import FileState, Ignore, Storage, same_content, split_s3
+from tasks.storage import TEMPORARY_PREFIX, FileState, Ignore, Storage, Unfinished, same_content, split_s3
 
 logger = logging.getLogger("pixelmill.storage")
 
@@ -79,6 +79,10 @@ _ADVICE = {
     "SignatureDoesNotMatch": f"the secret key is wrong; {_CREDENTIALS}",
     "TokenRefreshRequired": "the credentials have expired; renew them",
 }
+
+
+# Operations on a bucket; all others name a key in it.
+_OF_BUCKETS = {"list_objects_v2", "list_multipart_uploads"}
 
 
 class _Refused(StorageError):
@@ -177,7 +181,7 @@ class S3Storage(Storage):
         """
         bucket, key = split_s3(uri)
         request["Bucket"] = bucket
-        if operation != "list_objects_v2":
+        if operation not in _OF_BUCKETS:
             request["Key"] = key
         started = time.monotonic()
         for attempt in range(self.tries):
@@ -350,6 +354,16 @@ class S3Storage(Storage):
     def replace(self, uri: str, data: bytes) -> None:
         self._request("put_object", uri, Body=data)
 
+    def remove(self, uri: str) -> None:
+        with suppress(FileNotFoundError):  # some servers say so
+            self._request("delete_object", uri)
+
+    def modified_at(self, uri: str) -> float | None:
+        try:
+            return self._request("head_object", uri)["LastModified"].timestamp()
+        except FileNotFoundError:
+            return None
+
     @contextmanager
     def fetch(self, uri: str) -> Iterator[Path]:
         with tempfile.NamedTemporaryFile(prefix="pixelmill-", suffix=PurePosixPath(split_s3(uri)[1]).suffix) as file:
@@ -402,6 +416,45 @@ class S3Storage(Storage):
                     ignored[reason] = ignored.get(reason, 0) + 1
                 else:
                     yield FileState(root + key, item["ETag"].strip('"'), item["Size"])
+
+    def unfinished(self, uri: str) -> Iterator[Unfinished]:
+        for prefix, page in self._pages(uri, ""):
+            for item in page.get("Contents", ()):
+                if item["Key"][len(prefix) :].rpartition("/")[2].startswith(TEMPORARY_PREFIX):
+                    place = f"s3://{split_s3(uri)[0]}/{item['Key']}"
+                    yield Unfinished(place, item["Size"], item["LastModified"].timestamp())
+        yield from self._uploads(uri)
+
+    def _uploads(self, uri: str) -> Iterator[Unfinished]:
+        """Uploads in parts, neither completed nor aborted; their parts are paid for, and no listing shows them."""
+        bucket, key = split_s3(uri)
+        marker: dict[str, Any] = {}
+        while True:
+            request = {"Prefix": f"{key}/" if key else "", **marker}
+            page = self._request("list_multipart_uploads", uri, **request)
+            for upload in page.get("Uploads", ()):
+                place, identity = f"s3://{bucket}/{upload['Key']}", upload["UploadId"]
+                try:
+                    parts = self._request("list_parts", place, UploadId=identity).get("Parts", ())
+                except _Refused as refusal:
+                    if refusal.code == "NoSuchUpload":  # completed or aborted in between
+                        continue
+                    raise
+                size = sum(part["Size"] for part in parts)  # of the first thousand
+                yield Unfinished(place, size, upload["Initiated"].timestamp(), identity)
+            if not page.get("IsTruncated"):
+                return
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def discard(self, unfinished: Unfinished) -> None:
+        if not unfinished.upload:
+            self.remove(unfinished.uri)
+            return
+        try:
+            self._request("abort_multipart_upload", unfinished.uri, UploadId=unfinished.upload)
+        except _Refused as refusal:
+            if refusal.code != "NoSuchUpload":
+                raise
 
 
 class _RangeReader(io.RawIOBase):

@@ -41,7 +41,7 @@ def yardstick(card: Card) -> str:
     return {"fp32": "PyTorch", "fp16": "the exact export", "int8": "ONNX Runtime"}[card.precision]
 
 
-def _new_core() -> Any:
+def new_core() -> Any:
     """OpenVINO's Core. The package tells its maker of every import, unless its messenger cannot be imported."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     from openvino import Core
@@ -53,7 +53,7 @@ def cpu_precisions() -> list[str]:
     """What the package, if installed, computes natively on this CPU, slowest first: `fp32`, then perhaps `bf16`."""
     if not is_installed():
         return []
-    return ["fp32", "bf16"] if "BF16" in _new_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ["fp32"]
+    return ["fp32", "bf16"] if "BF16" in new_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ["fp32"]
 
 
 class OpenVinoEngine:
@@ -84,7 +84,7 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": str(concurrency),
             "ENABLE_CPU_PINNING": False,  # the decoding threads move about the same cores
         }
-        core = _new_core()
+        core = new_core()
         try:
             self._model = core.compile_model(core.read_model(str(onnx_path)), "CPU", options)
         except RuntimeError as error:

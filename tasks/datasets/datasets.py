@@ -35,9 +35,9 @@ def publish(store: str, dataset: Dataset, images: pa.Table, annotations: pa.Tabl
         return existing
     storage = open_storage(store)
     folder = _folder(store, dataset)
-    facts = {}
+    facts, contents = {}, {}
     for name, rows in ((IMAGES_FILE, images), (ANNOTATIONS_FILE, annotations), (REJECTS_FILE, rejects)):
-        data = write_parquet(rows)
+        data = contents[name] = write_parquet(rows)
         facts[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         if not storage.put_if_absent(join(folder, name), data):
             raise StorageError(
@@ -47,6 +47,8 @@ def publish(store: str, dataset: Dataset, images: pa.Table, annotations: pa.Tabl
     dataset = replace(dataset, files=facts, created_at=datetime.now(UTC).isoformat(timespec="microseconds"))
     if not storage.put_if_absent(join(folder, DATASET_FILE), dataset.to_json().encode()):
         return _read(store, dataset.name, dataset.version)  # another process was first with the same version
+    for name in contents.keys() - set(storage.names(folder)):  # it lay there from an earlier attempt, and was removed
+        storage.put_if_absent(join(folder, name), contents[name])
     logger.info("published %s", dataset.reference)
     return dataset
 

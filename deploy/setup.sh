@@ -1,0 +1,26 @@
+#!/bin/sh
+# Makes what Prefect's server needs to know: pools, automations, deployments. Run it again after each change.
+# Needs PREFECT_API_URL and, where the server asks for it, PREFECT_API_AUTH_STRING.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+type=${PIXELMILL_POOL_TYPE:-process} # process: machines and compose; kubernetes: jobs of a cluster
+
+for pool in cpu gpu; do
+    if [ "$type" = kubernetes ]; then
+        prefect --no-prompt work-pool create "$pool" --type kubernetes --overwrite --base-job-template "$here/kubernetes/pool-$pool.json"
+    else
+        prefect --no-prompt work-pool create "$pool" --type "$type" --overwrite
+    fi
+done
+
+# By name: creating one that is there would make a second.
+for name in 'pixelmill crash the silent' 'pixelmill rerun crashed predict'; do
+    if prefect automation inspect "$name" >/dev/null 2>&1; then
+        prefect --no-prompt automation delete "$name"
+    fi
+done
+prefect --no-prompt automation create --from-file "$here/automations.yaml"
+
+if [ -f "$here/prefect.yaml" ]; then
+    cd "$here/.." && prefect --no-prompt deploy --all --prefect-file "$here/prefect.yaml"
+fi
