@@ -27,7 +27,8 @@ def predict(settings: PredictSettings, store: StoreSettings, *, direct: Direct =
     """
     from tasks.slot_process import warm_up
 
-    warm_up(settings.slots)  # before the imports below, which take as long as the process's own
+    if settings.runner == "local":
+        warm_up(settings.slots)  # before the imports below, which take as long as the process's own
     from flows import order
     from flows.console import watching
 
