@@ -118,8 +118,11 @@ def _wait(
             patience = LAST_WORDS_S
         if now - last_sign > patience:
             crew.dismiss()
-            what = "was heard of it" if has_begun else "began: is there room for it?"
-            return crew.ended(), f"nothing {what}, for {patience:.0f} s"
+            told = f"nothing was heard of it for {patience:.0f} s"
+            return (
+                crew.ended(),
+                told if has_begun else f"it did not begin within {patience:.0f} s: is there room for it?",
+            )
         time.sleep(POLL_S)
 
 

@@ -80,6 +80,7 @@ def _outcome(run: FlowRun) -> PixelmillError | None:
     message = (run.state.message or "").replace("Flow run encountered an exception: ", "")
     kind, _, reason = message.partition(": ")
     message = reason if reason and kind.endswith("Error") else message
+    message = message.partition(". ")[0] if run.state.is_crashed() else message  # then Prefect's advice
     return PixelmillError(f"{run.state.name}: {' '.join(message.split())}")
 
 
