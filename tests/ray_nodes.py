@@ -1,4 +1,4 @@
-"""Two nodes of a Ray cluster, as processes of this machine: prints its address; a line on stdin powers the second off."""
+"""Two nodes of a Ray cluster, as processes here: prints its address; a line on stdin powers the second off."""
 
 import sys
 

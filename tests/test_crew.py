@@ -181,9 +181,10 @@ def order_for(store: str, planned: Planned, version: str = "") -> SlotOrder:
 
 
 def test_a_store_that_is_not_seen_is_one_line(tmp_path):
-    with pytest.raises(
-        PixelmillError, match=f"{os.uname().nodename} does not see table t in {tmp_path}/other: a store"
-    ):
+    complaint = (
+        f"{os.uname().nodename} does not see table t in {tmp_path}/other: a store of several machines is a bucket"
+    )
+    with pytest.raises(PixelmillError, match=complaint):
         check_sight(Table(f"{tmp_path}/other", "t"), MODEL)
 
 
@@ -263,7 +264,7 @@ def test_a_machine_without_pixelmill_is_one_line():
         pytest.param(2, ["a1", "b1"], id="one each"),
         pytest.param(3, ["a1", "b1", "b2"], id="the larger machine gets more"),
         pytest.param(4, ["a1", "b1", "b2", "b3"], id="each worker one"),
-        pytest.param(5, ["a1", "b1", "b2", "b3", "a1"], id="more slots than workers"),
+        pytest.param(5, ["a1", "b1", "b2", "b3", "b1"], id="more slots than workers"),
     ],
 )
 def test_slots_are_spread_over_the_machines_of_dask(slots, chosen):

@@ -483,9 +483,7 @@ def test_ctrl_c_ends_the_slots_of_a_pool(mill, server, machines, slow):
 def test_a_machine_of_the_pool_dies(mill, server, machines, slow):
     process = mill.start("pool_died", *ON_MACHINES, source=slow, PREFECT_API_URL=server.url)
     parts = Path(mill.store) / "tables" / "pool_died" / "parts"
-    eventually(
-        lambda: (all(machine.slots() for machine in machines) and list(parts.rglob("*.parquet"))) or process.poll()
-    )
+    eventually(lambda: all(machine.slots() for machine in machines) and list(parts.rglob("*.parquet")))
     machines[0].power_off()
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err

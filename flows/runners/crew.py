@@ -118,11 +118,8 @@ def _wait(
             patience = LAST_WORDS_S
         if now - last_sign > patience:
             crew.dismiss()
-            told = f"nothing was heard of it for {patience:.0f} s"
-            return (
-                crew.ended(),
-                told if has_begun else f"it did not begin within {patience:.0f} s: is there room for it?",
-            )
+            late = f"it did not begin within {patience:.0f} s: is there room for it?"
+            return crew.ended(), f"nothing was heard of it for {patience:.0f} s" if has_begun else late
         time.sleep(POLL_S)
 
 

@@ -95,6 +95,7 @@ class PredictSettings(Settings):
             "The Ray or Dask cluster: ray://host:10001, host:6379, tcp://host:8786; by default RAY_ADDRESS or "
             "DASK_SCHEDULER_ADDRESS, else one is started on this machine."
         ),
+        AfterValidator(lambda uri: uri and without_credentials(uri)),
         AfterValidator(_of_runners("ray", "dask")),
     ] = None
     gpus_per_slot: Annotated[
