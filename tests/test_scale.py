@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 
 from tasks.server import ENVIRONMENT
+from tasks.storage import open_storage
+from tasks.table import Table
 from tasks.verify import verify
 from tests.tiny_models import publish_classifier
 
@@ -254,3 +256,64 @@ def test_ctrl_c_ends_the_slots_of_a_cluster(mill, nodes, request):
     eventually(lambda: nodes.slots() == [])
     assert mill.slots_seen(table)
     assert len(list((Path(mill.store) / "tables" / table).rglob("parts/**/*.parquet"))) < IMAGES / SHARD
+
+
+# --- two machines that share nothing but a bucket
+
+
+class Machine:
+    """A process with a home, a disk for temporary files and a working directory of its own."""
+
+    def __init__(self, folder: Path, store: str):
+        self._store = store
+        self._folder = folder
+        places = {name: folder / name.lower() for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "PREFECT_HOME")}
+        for place in places.values():
+            place.mkdir(parents=True)
+        self._environment = os.environ | {name: str(place) for name, place in places.items()}
+        self._environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start(self, source: str) -> subprocess.Popen[str]:
+        """Predicts into the table "shared"."""
+        options = ("--model", "tiny", "--table", "shared", "--store", self._store, "--shard-size", "2")
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows", "predict", source, *options, "--direct", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self._folder,
+            env=self._environment,
+            start_new_session=True,
+        )
+
+
+def test_two_machines_share_a_bucket_only(mill, bucket, tmp_path):
+    """One plans and is powered off in the middle; the other, which found nothing left to plan, ends its work."""
+    images, store, source = 120, f"s3://{bucket}/mill", f"s3://{bucket}/photos"
+    storage = open_storage(store)
+    for number in range(images):
+        storage.put_if_absent(f"{source}/{number:03d}.png", (mill.folder / f"{number % 8}.png").read_bytes())
+    publish_classifier(store, tmp_path)
+    machines = [Machine(tmp_path / name, store) for name in ("a", "b")]
+    table = Table(store, "shared")
+
+    def parts() -> int:
+        return len(table.part_names("tiny@000000000000"))
+
+    first = machines[0].start(source)
+    eventually(lambda: parts() or first.poll() is not None)
+    second = machines[1].start(source)
+    slots = eventually(lambda: [child for child in _below(second) if "tasks.slot" in _arguments(child)])
+    before = parts()
+    eventually(lambda: parts() >= before + 4)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL
+    assert slots
+    result = finish(second)
+    assert (result["planned"], result["skipped"], result["open_shards"]) == (0, images, 0)
+    assert 0 < result["rows"] < images
+    checked = verify(store, "shared")
+    assert (checked.rows, checked.problems) == (images, [])
+    again = finish(machines[0].start(source))
+    assert (again["planned"], again["rows"]) == (0, 0)
