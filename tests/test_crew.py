@@ -249,9 +249,24 @@ def test_other_runners_need_prefect(tmp_path):
         order.predict_directly(str(tmp_path), SETTINGS, Lines())
 
 
-def test_a_machine_without_pixelmill_is_one_line():
-    error = RuntimeError("System error\nTraceback\nModuleNotFoundError: No module named 'flows'\nmore")
-    assert told(error).startswith("a machine of the cluster lacks a package (ModuleNotFoundError: No module named")
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        pytest.param("", "RuntimeError: it ended", id="nothing"),
+        pytest.param("it is down\nsee logs", "RuntimeError: it is down", id="several lines"),
+        pytest.param(
+            "Failed:\nTraceback\n  File x\nOSError: full\n", "RuntimeError: Failed: OSError: full", id="traceback"
+        ),
+        pytest.param(
+            "System error\nModuleNotFoundError: No module named 'flows'\nmore",
+            "a machine of the cluster lacks a package (ModuleNotFoundError: No module named 'flows'): "
+            "install the same pixelmill there, extras too",
+            id="no pixelmill",
+        ),
+    ],
+)
+def test_errors_of_an_engine_are_one_line(text, line):
+    assert told(RuntimeError(text)) == line
 
 
 # --- where slots go

@@ -82,6 +82,8 @@ def told(error: BaseException) -> str:
     missing = next((line for line in lines if "No module named" in line), None)
     if missing:
         return f"a machine of the cluster lacks a package ({missing}): install the same pixelmill there, extras too"
+    if len(lines) > 1 and lines[0].endswith(":"):  # then a traceback, whose last line says what it was
+        return f"{type(error).__name__}: {lines[0]} {lines[-1]}"
     return f"{type(error).__name__}: {lines[0] if lines else 'it ended'}"
 
 
