@@ -224,7 +224,12 @@ def summarise(
 
 
 def bottleneck(stages: Mapping[str, float]) -> str:
-    """What the cores spent most of their time on: waiting for storage, decoding, or the model."""
+    """What the cores spent most of their time on: waiting for storage, decoding, or the model.
+
+    The parts alone, which are all that is known of slots on a work pool, do not say how long cores have waited.
+    """
+    if any(stages.values()) and "wait" not in stages:
+        return "not known"
     spent = {
         name: stages.get(stage, 0.0)
         for name, stage in (("storage", "wait"), ("decoding", "decode"), ("model", "infer"))
