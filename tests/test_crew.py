@@ -254,7 +254,12 @@ def test_other_runners_need_prefect(tmp_path):
     ("text", "line"),
     [
         pytest.param("", "RuntimeError: it ended", id="nothing"),
-        pytest.param("it is down\nsee logs", "RuntimeError: it is down", id="several lines"),
+        pytest.param("it is down\nsee logs", "RuntimeError: it is down see logs", id="several lines"),
+        pytest.param(
+            "Mismatched versions\n\n+------+---+---+\n| dask | 1 | 2 |\n+------+---+---+",
+            "RuntimeError: Mismatched versions | dask | 1 | 2 |",
+            id="table",
+        ),
         pytest.param(
             "Failed:\nTraceback\n  File x\nOSError: full\n", "RuntimeError: Failed: OSError: full", id="traceback"
         ),

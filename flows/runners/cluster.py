@@ -12,6 +12,7 @@ from prefect.futures import PrefectFuture
 from prefect.settings import get_current_settings
 
 from flows.artifacts import slot_updates
+from flows.console import shorten
 from flows.runners.orders import SlotOrder
 from models.errors import PixelmillError
 from tasks.slot_report import SlotReport
@@ -19,6 +20,7 @@ from tasks.slot_report import SlotReport
 log = logging.getLogger("pixelmill")
 
 ANSWER_S = 10.0  # for a cluster to take a connection
+LONGEST = 400  # characters of an engine's own error
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -78,13 +80,13 @@ def _outcome(future: PrefectFuture[Any]) -> SlotReport | PixelmillError:
 
 def told(error: BaseException) -> str:
     """The engine's error in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" +-=")]  # Dask draws tables
     missing = next((line for line in lines if "No module named" in line), None)
     if missing:
         return f"a machine of the cluster lacks a package ({missing}): install the same pixelmill there, extras too"
-    if len(lines) > 1 and lines[0].endswith(":"):  # then a traceback, whose last line says what it was
-        return f"{type(error).__name__}: {lines[0]} {lines[-1]}"
-    return f"{type(error).__name__}: {lines[0] if lines else 'it ended'}"
+    if any(line.startswith("Traceback") for line in lines):  # whose last line says what it was
+        lines = [lines[0], lines[-1]]
+    return shorten(f"{type(error).__name__}: {' '.join(lines) or 'it ended'}", LONGEST)
 
 
 def check_answers(address: str) -> None:
