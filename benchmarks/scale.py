@@ -126,7 +126,10 @@ def run(scratch: Path, url: str, runner: str, slots: int, table: str, model: str
         stderr=subprocess.PIPE,
         env=environment(scratch, PREFECT_API_URL=url),
     )  # fmt: skip
-    out, err = process.communicate()
+    try:
+        out, err = process.communicate()
+    finally:
+        process.kill()
     wall = time.perf_counter() - start
     if process.returncode != 0:
         raise SystemExit(f"{runner} with {slots} slots: {err.decode()}")
@@ -175,15 +178,20 @@ def main() -> None:
                     table = f"{runner}_{slots}_{number}"
                     measured[runner, slots].append(run(scratch, url, runner, slots, table, options.model))
                 idle[runner].append(run(scratch, url, runner, 2, f"{runner}_2_{number}", options.model).wall_s)
-            print(f"round {number + 1}: {[round(runs[-1].working, 1) for runs in measured.values()]}", flush=True)
-    for runner in options.runners:
-        one, two = (Measured(*map(statistics.median, zip(*measured[runner, slots], strict=True))) for slots in (1, 2))
-        ratio = two.working / one.working
-        print(
-            f"{runner:6} one slot {one.working:6.1f} images/s  two slots {two.working:6.1f} = ×{ratio:.2f}  "
-            f"start and end {one.rest_s:5.1f} s, {two.rest_s:5.1f} s  "
-            f"nothing to do {statistics.median(idle[runner]):5.1f} s"
-        )
+            print(f"medians of {number + 1}:", flush=True)
+            for runner in options.runners:
+                show(runner, measured[runner, 1], measured[runner, 2], idle[runner])
+
+
+def show(runner: str, one_slot: list[Measured], two_slots: list[Measured], idle: list[float]) -> None:
+    """Prints one line for one runner."""
+    one, two = (Measured(*map(statistics.median, zip(*runs, strict=True))) for runs in (one_slot, two_slots))
+    ratio = two.working / one.working
+    print(
+        f"{runner:6} one slot {one.working:6.1f} images/s  two slots {two.working:6.1f} = ×{ratio:.2f}  "
+        f"start and end {one.rest_s:5.1f} s, {two.rest_s:5.1f} s  nothing to do {statistics.median(idle):5.1f} s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def _working(settings: PredictSettings) -> Iterator[order.StartWork]:
         yield _work_here
         return
     with crew_of(settings) as crew:
-        run = str(prefect.runtime.flow_run.id)
+        run = f"{prefect.runtime.flow_run.id}-{prefect.runtime.flow_run.run_count}"  # a retry needs slots of its own
         yield lambda store, settings, planned, slots: work_elsewhere(
             crew, store, settings, planned, slots, run, recording.watch.get().progress
         )

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import order
 from flows.runners import choose, crew, remote_slot
 from flows.runners.choose import crew_of
-from flows.runners.cluster import check_answers, told
+from flows.runners.cluster import check_answers, check_prefect_is_seen, told
 from flows.runners.crew import work_elsewhere
 from flows.runners.on_dask import places
 from flows.runners.on_ray import _cpus, _room
@@ -243,6 +244,24 @@ def test_a_cluster_that_does_not_answer_is_one_line(runner, cluster, complaint):
 def test_addresses_are_read_as_engines_write_them(address):
     with pytest.raises(PixelmillError, match="Connection refused"):
         check_answers(address)
+
+
+@pytest.mark.parametrize(
+    ("url", "nodes", "complains"),
+    [
+        pytest.param("http://127.0.0.1:4200/api", {"10.0.0.1"}, False, id="the cluster is this machine"),
+        pytest.param("http://127.0.0.1:4200/api", {"127.0.0.1", "10.0.0.1"}, False, id="by both names"),
+        pytest.param("http://127.0.0.1:4200/api", {"10.0.0.1", "10.0.0.2"}, True, id="another machine, our loopback"),
+        pytest.param("http://10.0.0.1:4200/api", {"10.0.0.1", "10.0.0.2"}, False, id="a server that all reach"),
+    ],
+)
+def test_slots_elsewhere_need_a_server_that_they_reach(url, nodes, complains):
+    with temporary_settings({PREFECT_API_URL: url}):
+        if not complains:
+            check_prefect_is_seen(nodes, "10.0.0.1")
+            return
+        with pytest.raises(PixelmillError, match=r"slots on 10.0.0.2 cannot reach the Prefect server of this machine"):
+            check_prefect_is_seen(nodes, "10.0.0.1")
 
 
 def test_other_runners_need_prefect(tmp_path):

@@ -156,7 +156,6 @@ def _below(*processes: subprocess.Popen[str]) -> list[psutil.Process]:
 @pytest.fixture
 def ray(mill) -> Iterator[Nodes]:
     """Two Ray nodes of one core each."""
-    pytest.importorskip("ray")
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "ray_nodes.py"), "1", "1"],
         stdin=subprocess.PIPE,
@@ -184,7 +183,6 @@ def ray(mill) -> Iterator[Nodes]:
 @pytest.fixture
 def dask(mill, tmp_path) -> Iterator[Nodes]:
     """A Dask scheduler and two workers."""
-    pytest.importorskip("distributed")
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         with (tmp_path / "dask.log").open("a") as log:
