@@ -15,7 +15,7 @@ demo: $(READY)
 # Each file in a process of its own: torch, Prefect's settings and S3 clients leave state behind in theirs. JOBS files at a
 # time, each with one thread for arithmetic; the longest begin first, so that none is left alone at the end.
 JOBS ?= 2
-LONGEST := $(addprefix tests/test_,yolo.py gan_run.py gan.py detectors.py transfer.py segmentation_run.py models.py flow.py mask_rcnn.py demo.py export.py fit.py vae_run.py cyclegan.py cyclegan_run.py train.py ingest.py storage.py)
+LONGEST := $(addprefix tests/test_,scale.py yolo.py gan_run.py gan.py detectors.py transfer.py segmentation_run.py models.py flow.py mask_rcnn.py demo.py export.py fit.py vae_run.py cyclegan.py cyclegan_run.py train.py ingest.py storage.py)
 TESTS = $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 test: $(READY)
 	@printf '%s\n' $(TESTS) | OMP_NUM_THREADS=1 xargs -n 1 -P $(JOBS) sh -c 'out=$$(mktemp); \

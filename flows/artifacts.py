@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from prefect.artifacts import (
 )
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterType
 
 from flows.figures import class_rows, confusion_rows, single_figures
 from flows.watch import Seldom, describe, describe_step
@@ -81,6 +82,17 @@ class SlotArtifact:
         self._bar.put(
             100.0, f"{report.rows:,} images in {report.shards} shards, {rate:,.1f} images/s on {report.engine}"
         )
+
+
+@_forgiving
+def slot_updates(flow_runs: Sequence[UUID | str]) -> tuple[Any, ...]:
+    """When the progress bars of these flow runs were last changed; None when the server does not say."""
+    bars = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(str(run)) for run in flow_runs]),
+        type=ArtifactFilterType(any_=["progress"]),
+    )
+    with get_client(sync_client=True) as client:
+        return tuple(sorted((str(bar.id), bar.updated) for bar in client.read_artifacts(artifact_filter=bars)))
 
 
 class StepArtifact:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from flows.watch import Watch
-from models.errors import PixelmillError
+from models.errors import PixelmillError, UsageError
 from models.settings.fields import Settings
 from tasks.server import ENVIRONMENT, EmbeddedServer
 
@@ -16,7 +16,8 @@ DRAIN_S = 20.0
 
 def run_recorded(name: str, store: str, settings: Settings, watch: Watch) -> Any:
     """Runs the flow of that name, flows.NAME:NAME, in this process; Prefect records it."""
-    with prefect_api(f"flows.{name}"):
+    pool = getattr(settings, "runner", "").partition(":")[2]
+    with prefect_api(f"flows.{name}", f"workers of pool {pool}" if pool else ""):
         import httpx
 
         from flows import recording
@@ -33,8 +34,11 @@ def run_recorded(name: str, store: str, settings: Settings, watch: Watch) -> Any
 
 
 @contextlib.contextmanager
-def prefect_api(flow_module: str) -> Iterator[None]:
-    """While it lasts, Prefect has a server to talk to, and it is complete afterwards."""
+def prefect_api(flow_module: str, others: str = "") -> Iterator[None]:
+    """While it lasts, Prefect has a server to talk to, and it is complete afterwards.
+
+    `others`: who has to reach that server too, so that one of this command's own does not do.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # Our own lines are on the terminal already; Prefect's, with tracebacks of user mistakes, go to its server only.
@@ -51,6 +55,8 @@ def prefect_api(flow_module: str) -> Iterator[None]:
             server.stop()
             yield
             return
+        if others:
+            raise UsageError(f"{others} need a Prefect server that they reach: set PREFECT_API_URL to its address")
         with temporary_settings({PREFECT_API_URL: server.url()}):
             try:
                 yield

@@ -1,14 +1,17 @@
-"""The order of predict, the same with Prefect's tasks as without: plan, then n slots at once, then the summary."""
+"""The order of predict, the same with Prefect's tasks as without: plan, then n slots at once, then the summary.
+
+The same wherever the slots run, too: here, on a cluster, or on a work pool.
+"""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 from flows.watch import Watch
-from models.errors import PixelmillError
+from models.errors import PixelmillError, UsageError
 from models.settings.predict import PredictSettings
 from tasks import predict as steps_of
 from tasks.predict import Planned, Summary
@@ -30,10 +33,13 @@ class Incomplete(PixelmillError):
 
 
 class Running(Protocol):
-    """A slot at work: a future of concurrent.futures or of Prefect."""
+    """A slot at work, or one elsewhere that has ended: a future of concurrent.futures or of Prefect, or like one."""
 
     def result(self) -> SlotReport:
         """Waits for the slot; raises what it raised."""
+
+
+StartWork = Callable[[str, PredictSettings, Planned, int], Sequence[Running]]  # so many slots
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Steps:
     """How each step is carried out: called plainly, or as a Prefect task."""
 
     plan: Callable[[str, PredictSettings], Planned]
-    start_work: Callable[[str, PredictSettings, Planned, int, int], Running]
+    start_work: StartWork
     summarise: Callable[[str, PredictSettings, Planned, list[SlotReport], float], Summary]
 
 
@@ -52,11 +58,12 @@ def predict(store: str, settings: PredictSettings, steps: Steps) -> Summary:
     work at all. An interruption ends the slots before it goes on.
     """
     start = time.monotonic()
-    warm_up(settings.slots)
+    if settings.runner == "local":
+        warm_up(settings.slots)
     try:
         planned = steps.plan(store, settings)
         slots = min(settings.slots, planned.open_shards)
-        running = [steps.start_work(store, settings, planned, slot, slots) for slot in range(slots)]
+        running = steps.start_work(store, settings, planned, slots)
         reports: list[SlotReport] = []
         errors: list[PixelmillError] = []
         for slot in running:
@@ -79,13 +86,16 @@ def predict(store: str, settings: PredictSettings, steps: Steps) -> Summary:
 
 
 def predict_directly(store: str, settings: PredictSettings, watch: Watch) -> Summary:
-    """The same without Prefect: nothing is recorded."""
+    """The same without Prefect: nothing is recorded, and all slots are of this machine."""
+    if settings.runner != "local":
+        raise UsageError(f"--runner {settings.runner} hands slots out through Prefect: leave --direct out")
     with ThreadPoolExecutor(settings.slots, thread_name_prefix="slot") as threads:
         steps = Steps(
             plan=lambda store, settings: steps_of.plan(store, settings, watch.listed),
-            start_work=lambda store, settings, planned, slot, slots: threads.submit(
-                steps_of.work, store, settings, planned, slot, slots, watch.progress
-            ),
+            start_work=lambda store, settings, planned, slots: [
+                threads.submit(steps_of.work, store, settings, planned, slot, slots, watch.progress)
+                for slot in range(slots)
+            ],
             summarise=steps_of.summarise,
         )
         return predict(store, settings, steps)

@@ -4,7 +4,9 @@ Prefect shows and schedules; it decides nothing. A shard is retried in its slot,
 off the store, so no task has retries here and no result is kept. Only names and numbers travel between tasks.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import prefect.runtime
@@ -13,10 +15,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.states import Failed
 
-from flows import order
+from flows import order, recording
 from flows.artifacts import SlotArtifact, put_summary
 from flows.parameters import flat
-from flows.recording import log_to_prefect, watch
+from flows.recording import log_to_prefect
+from flows.runners.choose import crew_of
+from flows.runners.crew import work_elsewhere
 from models.settings.fields import StoreSettings
 from models.settings.predict import PredictSettings
 from tasks import predict as steps
@@ -34,7 +38,7 @@ def _run_name(model: str = "") -> str:
 @task(name="plan", task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
 def plan(store: str, settings: PredictSettings) -> steps.Planned:
     """Lists the source and claims what is new."""
-    planned = steps.plan(store, settings, watch.get().listed)
+    planned = steps.plan(store, settings, recording.watch.get().listed)
     with get_client(sync_client=True) as client:  # only now it is known which version is meant
         client.update_flow_run(prefect.runtime.flow_run.id, name=_run_name(planned.model))
     log.info("%d listed, %d new, %d open", planned.listed, planned.planned, planned.open_images)
@@ -47,7 +51,7 @@ def work(store: str, settings: PredictSettings, planned: steps.Planned, slot: in
     artifact = SlotArtifact(planned.table, slot, slots)
 
     def hear(progress: SlotProgress) -> None:
-        watch.get().progress(progress)
+        recording.watch.get().progress(progress)
         artifact.hear(progress)
 
     report = steps.work(store, settings, planned, slot, slots, hear)
@@ -65,9 +69,24 @@ def summarise(
     return summary
 
 
-def _start_work(store: str, settings: PredictSettings, planned: steps.Planned, slot: int, slots: int) -> order.Running:
-    named = work.with_options(task_run_name=f"slot {slot + 1} of {slots}")
-    return named.submit(store, settings, planned, slot, slots)
+def _work_here(store: str, settings: PredictSettings, planned: steps.Planned, slots: int) -> Sequence[order.Running]:
+    return [
+        work.with_options(task_run_name=f"slot {slot + 1} of {slots}").submit(store, settings, planned, slot, slots)
+        for slot in range(slots)
+    ]
+
+
+@contextlib.contextmanager
+def _working(settings: PredictSettings) -> Iterator[order.StartWork]:
+    """How the slots are started: in this process, or by a crew elsewhere, which has ended with its context."""
+    if settings.runner == "local":
+        yield _work_here
+        return
+    with crew_of(settings) as crew:
+        run = f"{prefect.runtime.flow_run.id}-{prefect.runtime.flow_run.run_count}"  # a retry needs slots of its own
+        yield lambda store, settings, planned, slots: work_elsewhere(
+            crew, store, settings, planned, slots, run, recording.watch.get().progress
+        )
 
 
 @flow(name="predict", flow_run_name=_run_name, persist_result=False)
@@ -75,7 +94,7 @@ def _start_work(store: str, settings: PredictSettings, planned: steps.Planned, s
 def predict(settings: PredictSettings, store: StoreSettings) -> Any:
     """Run a model over a folder or bucket of images; one row per image in a table."""
     try:
-        with log_to_prefect():
-            return order.predict(store.store, settings, order.Steps(plan, _start_work, summarise))
+        with log_to_prefect(), _working(settings) as start_work:
+            return order.predict(store.store, settings, order.Steps(plan, start_work, summarise))
     except order.Incomplete as error:
         return Failed(message=str(error), data=error)

@@ -182,10 +182,15 @@ def work(
     slot: int = 0,
     slots: int = 1,
     on_progress: Callable[[SlotProgress], None] = lambda progress: None,
+    is_wanted: Callable[[], bool] = lambda: True,
+    threads: int | None = None,
+    run: str = "",
 ) -> SlotReport:
     """Computes open shards of the table in a child process, as slot `slot` (from 0) of `slots`, until none is left.
 
-    Raises ModelError when the model cannot be loaded; a shard that fails is in the report, and stays open.
+    `threads`: the cores that it may keep busy; by default its share of this machine's. `run` is noted in its parts.
+    Raises ModelError when the model cannot be loaded, Stopped when it is not wanted any more; a shard that fails is in
+    the report, and stays open.
     """
     config = SlotConfig(
         store=normalise(store),
@@ -193,7 +198,7 @@ def work(
         model=planned.model,
         engine=settings.engine,
         device=settings.device,
-        threads=max(1, cores() // slots),
+        threads=threads or max(1, cores() // slots),
         batch_size=settings.batch_size,
         score=settings.score,
         top_k=settings.top_k,
@@ -202,8 +207,10 @@ def work(
         overlap=OVERLAP if settings.overlap is None else settings.overlap,
         image_format=settings.image_format,
         remote_source=is_remote(planned.source),
+        run=run,
+        slot=slot,
     )
-    return work_through(config, planned.plan, planned.open_images, slot, slots, on_progress)
+    return work_through(config, planned.plan, planned.open_images, slot, slots, on_progress, is_wanted)
 
 
 def summarise(
@@ -235,7 +242,12 @@ def summarise(
 
 
 def bottleneck(stages: Mapping[str, float]) -> str:
-    """What the cores spent most of their time on: waiting for storage, decoding, or the model."""
+    """What the cores spent most of their time on: waiting for storage, decoding, or the model.
+
+    The parts alone, which are all that is known of slots on a work pool, do not say how long cores have waited.
+    """
+    if any(stages.values()) and "wait" not in stages:
+        return "not known"
     spent = {
         name: stages.get(stage, 0.0)
         for name, stage in (("storage", "wait"), ("decoding", "decode"), ("model", "infer"))

@@ -47,6 +47,8 @@ class SlotConfig:
     image_format: ImageFormat = "png"  # of what a translator makes
     isolated: bool = False  # one image at a time, each decoded in a child process with limits
     remote_source: bool = False
+    run: str = ""  # noted in every part, with the slot: whose work it was
+    slot: int = 0  # from 0
 
 
 class Events:
@@ -149,7 +151,7 @@ def run(config: SlotConfig, events: Events, commands: TextIO) -> None:
         batch_size=1 if config.isolated else config.batch_size or default_batch_size(card.task, engine.device),
         workers=threads if engine.device == "cpu" else threads + engine.concurrency,
         readers=REMOTE_READERS if config.remote_source else LOCAL_READERS,
-        statistics={"host": os.uname().nodename},
+        statistics={"host": os.uname().nodename, "run": config.run, "slot": config.slot},
         poison=poison,
         announce=config.isolated,
         image_format=config.image_format,

@@ -151,9 +151,10 @@ class Table:
             with self._parquet(self.plan_uri(number)) as file:
                 yield from file.iter_batches(columns=columns)
 
-    def part_uri(self, model: str, shard: Shard) -> str:
-        """Where the part of a shard lies."""
-        return join(self.uri, "parts", f"model={model}", shard.file_name)
+    def part_uri(self, model: str, shard: Shard | str) -> str:
+        """Where the part of a shard, or the part of this file name, lies."""
+        name = shard if isinstance(shard, str) else shard.file_name
+        return join(self.uri, "parts", f"model={model}", name)
 
     def part_names(self, model: str) -> set[str]:
         """The file names of all parts of one model."""

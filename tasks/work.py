@@ -57,11 +57,13 @@ class Supervisor:
         report: SlotReport,
         on_progress: Callable[[SlotProgress], None],
         total: int,
+        is_wanted: Callable[[], bool] = lambda: True,
     ):
         self._shards = shards
         self._config = config
         self._report = report
         self._on_progress = on_progress
+        self._is_wanted = is_wanted
         self._failures: Counter[Shard] = Counter()
         self._suspects: list[Shard] = []  # in hand when a process died
         self._poison: dict[Shard, dict[int, str]] = {}
@@ -131,7 +133,7 @@ class Supervisor:
             while True:
                 if self._is_giving_up:
                     return False
-                if self._is_stopped:
+                if self._is_stopped or not self._is_wanted():
                     raise Stopped("stopped; run the same command again to go on")
                 while not finishing and len(process.in_hand) < (1 if config.isolated else SHARDS_AHEAD):
                     shard = next_shard(not process.in_hand)
@@ -270,20 +272,24 @@ def work(
     slot: int,
     slots: int,
     on_progress: Callable[[SlotProgress], None],
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> SlotReport:
     """Drains the open shards of a table for one model, as slot `slot` (from 0) of `slots`; blocks until it is done.
 
-    `plan`: the plan that this run has written, if any; `total`: images open when it began. Raises ModelError when the
-    model cannot be loaded, Stopped after `stop()`.
+    `plan`: the plan that this run has written, if any; `total`: images open when it began; `is_wanted` is asked several
+    times a second. Raises ModelError when the model cannot be loaded, Stopped after `stop()` or when it is not wanted
+    any more.
     """
     start = time.monotonic()
     report = SlotReport(slot)
     shards = ShardQueue(Table(config.store, config.table), config.model, plan, slot, slots)
-    supervisor = Supervisor(shards, config, report, on_progress, total)
+    supervisor = Supervisor(shards, config, report, on_progress, total, is_wanted)
     _at_work.add(supervisor)
     try:
         supervisor.run()
     finally:
         _at_work.discard(supervisor)
     report.seconds = time.monotonic() - start
+    if report.rows:
+        report.stages.setdefault("wait", 0.0)  # it never had to
     return report

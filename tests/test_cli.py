@@ -123,7 +123,7 @@ def test_help_of_predict_comes_from_the_settings(here, capsys):
         pytest.param([*PREDICT, "--score", "2"], "--score 2.0: input should be less than or equal to 1", id="range"),
         pytest.param([*PREDICT, "--slots", "0"], "--slots 0: input should be greater than or equal to 1", id="slots"),
         pytest.param([*PREDICT, "--engine", "x"], 'Choose from: "auto", "onnxruntime", "openvino"', id="choice"),
-        pytest.param([*PREDICT, "--runner", "ray"], "--runner 'ray': ", id="runner"),
+        pytest.param([*PREDICT, "--runner", "slurm"], "--runner 'slurm': ", id="runner"),
         pytest.param(
             ["train", "d", "--model", "m", "--name", "n", "--warmup-epochs", "inf", "--direct"],
             "--warmup-epochs inf: input should be a finite number",

@@ -85,11 +85,11 @@ class Mill:
         }
         return kept | own | more
 
-    def start(self, table: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    def start(self, table: str, *arguments: str, source: Path | None = None, **environment: str) -> subprocess.Popen:
         """`pixelmill predict`, in a process group of its own."""
         settings = ["--model", "tiny", "--table", table, "--shard-size", "2", "--store", self.store, "--json"]
         return subprocess.Popen(
-            [sys.executable, "-m", "flows", "predict", str(self.photos), *settings, *arguments],
+            [sys.executable, "-m", "flows", "predict", str(source or self.photos), *settings, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -105,12 +105,14 @@ class Mill:
         assert process.returncode == 0, err
         return json.loads(out)
 
-    def processes(self, command: str = "tasks.s") -> list[int]:
-        """The processes of this mill whose command line holds these letters: by default slots and servers."""
+    def processes(self, command: str = "tasks.s", home: Path | None = None) -> list[int]:
+        """The processes of a Prefect home, by default this mill's, whose command line holds these letters: by default
+        slots and servers.
+        """
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                ours = f"PREFECT_HOME={self.home}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                ours = f"PREFECT_HOME={home or self.home}".encode() in (entry / "environ").read_bytes().split(b"\0")
                 if ours and command.encode() in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
             except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -363,6 +365,130 @@ def test_a_server_that_is_configured_is_used(mill, server, by):
     result = mill.predict(f"by_{by}", "--limit", "6", **environment)
     assert result["rows"] == 6
     assert server.flow_run(f"by_{by}")["state_name"] == "Completed"
+
+
+# --- slots on a work pool
+
+
+class Machine:
+    """A worker of a pool, with a disk of its own for Prefect."""
+
+    def __init__(self, mill: Mill, server: Server, name: str, pool: str):
+        self._mill = mill
+        self._home = mill.folder / name
+        log = mill.folder / f"{name}.log"
+        with log.open("w") as output:
+            self.worker = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name, "--limit", "1"],
+                stdout=output,
+                stderr=output,
+                env=mill.environment(
+                    PREFECT_HOME=str(self._home), PREFECT_API_URL=server.url, PREFECT_WORKER_QUERY_SECONDS="1"
+                ),
+                start_new_session=True,
+            )
+        eventually(
+            lambda: any(
+                worker["name"] == name and worker["status"] == "ONLINE"
+                for worker in server.ask(f"work_pools/{pool}/workers/filter")
+            )
+        )
+
+    def slots(self) -> list[int]:
+        """The processes that have a model loaded."""
+        return self._mill.processes("tasks.slot", self._home)
+
+    def power_off(self) -> None:
+        """Kills all that runs on it at once."""
+        for process in self._mill.processes("", self._home):
+            os.kill(process, signal.SIGKILL)
+        self.worker.wait()
+
+
+@pytest.fixture(scope="module")
+def machines(mill, server) -> Iterator[list[Machine]]:
+    """Two machines that work for the pool "machines"."""
+    server.ask("work_pools/", name="machines", type="process")
+    found = [Machine(mill, server, f"machine-{number}", "machines") for number in range(2)]
+    yield found
+    for machine in found:
+        machine.power_off()
+
+
+@pytest.fixture(scope="module")
+def slow(mill) -> Path:
+    """240 names of photographs that take a while to decode."""
+    folder = mill.folder / "slow"
+    folder.mkdir()
+    for kind in range(8):
+        shade = np.linspace(0, 31 * kind, 1600, dtype=np.uint8)
+        Image.fromarray(np.stack([shade + np.zeros((1600, 1), np.uint8)] * 3, axis=-1)).save(folder / f"{kind}.png")
+        for number in range(1, 30):
+            os.link(folder / f"{kind}.png", folder / f"{kind}-{number:02d}.png")
+    return folder
+
+
+ON_MACHINES = ("--runner", "pool:machines", "--slots", "2")
+
+
+def slot_runs(server: Server, table: str) -> dict[str, str]:
+    """Name → state of the flow runs that are slots."""
+    found = [run for run in server.ask("flow_runs/filter") if run["name"].startswith(f"{table}: slot")]
+    return {run["name"]: run["state_name"] for run in found}
+
+
+@pytest.mark.parametrize(
+    ("pool", "reaches", "complaint"),
+    [
+        pytest.param("nowhere", True, "no work pool 'nowhere' at http", id="no pool"),
+        pytest.param("idle", True, "no worker of work pool idle is online: start one", id="no worker"),
+        pytest.param("idle", False, "workers of pool idle need a Prefect server that they reach", id="no server"),
+    ],
+)
+def test_a_pool_that_cannot_work_is_one_line(mill, server, pool, reaches, complaint):
+    if pool == "idle" and reaches:
+        server.ask("work_pools/", name="idle", type="process")
+    environment = {"PREFECT_API_URL": server.url} if reaches else {"PREFECT_HOME": str(mill.folder / "alone")}
+    process = mill.start("refused", "--runner", f"pool:{pool}", **environment)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode != 0, out, err.count("\n")) == (True, "", 1)
+    assert complaint in err
+    assert not (Path(mill.store) / "tables" / "refused").exists()
+
+
+def test_slots_on_a_work_pool(mill, server, machines):
+    result = mill.predict("pooled", *ON_MACHINES, PREFECT_API_URL=server.url)
+    assert (result["open_shards"], result["failures"]) == (0, [])
+    assert (result["rows"], result["by_status"]) == (result["listed"], {"ok": result["listed"]})
+    assert verify(mill.store, "pooled").problems == []
+    assert slot_runs(server, "pooled") == dict.fromkeys(("pooled: slot 1 of 2", "pooled: slot 2 of 2"), "Completed")
+    assert server.flow_run("pooled")["state_name"] == "Completed"
+    shown = [item for item in server.ask("artifacts/filter") if (item["key"] or "").startswith("pooled-slot-")]
+    assert {item["key"]: item["data"] for item in shown} == {"pooled-slot-1": 100, "pooled-slot-2": 100}
+    again = mill.predict("pooled", *ON_MACHINES, PREFECT_API_URL=server.url)
+    assert (again["planned"], again["rows"], again["shards"]) == (0, 0, 0)
+    assert len(slot_runs(server, "pooled")) == 2
+
+
+def test_ctrl_c_ends_the_slots_of_a_pool(mill, server, machines, slow):
+    process = mill.start("pool_stopped", *ON_MACHINES, source=slow, PREFECT_API_URL=server.url)
+    eventually(lambda: all(machine.slots() for machine in machines) or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out) == (130, ""), err
+    eventually(lambda: not any(machine.slots() for machine in machines))
+    eventually(lambda: set(slot_runs(server, "pool_stopped").values()) == {"Cancelled"})
+
+
+def test_a_machine_of_the_pool_dies(mill, server, machines, slow):
+    process = mill.start("pool_died", *ON_MACHINES, source=slow, PREFECT_API_URL=server.url)
+    parts = Path(mill.store) / "tables" / "pool_died" / "parts"
+    eventually(lambda: all(machine.slots() for machine in machines) and list(parts.rglob("*.parquet")))
+    machines[0].power_off()
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    assert (json.loads(out)["rows"], json.loads(out)["open_shards"]) == (240, 0)
+    assert verify(mill.store, "pool_died").problems == []
 
 
 # --- the flow in this process, on the server

@@ -91,12 +91,12 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "PAUSES_S", (0.01, 0.02))
     monkeypatch.setattr(work, "SILENCE_S", 1.0)
 
-    def run_slot(behaviour: str):
+    def run_slot(behaviour: str, **more):
         command = [sys.executable, str(FAKE_SLOT), behaviour, str(tmp_path)]
         monkeypatch.setattr(slot_process, "SLOT_COMMAND", command)
         config = SlotConfig(table.store, "t", MODEL, "auto", "auto", 1, None, None, 5, 100)
         progress = []
-        report = work.work(config, 1, 12, 0, 1, progress.append)
+        report = work.work(config, 1, 12, 0, 1, progress.append, **more)
         return report, [shard.index for shard in table.open_shards(MODEL)], progress
 
     run_slot.table = table
@@ -149,6 +149,11 @@ def test_a_storage_that_stays_away_ends_the_slot_early(run):
 def test_a_model_that_cannot_be_loaded_is_one_error(run, behaviour, message):
     with pytest.raises(ModelError, match=message):
         run(behaviour)
+
+
+def test_a_slot_that_is_not_wanted_any_more_ends(run):
+    with pytest.raises(Stopped):
+        run("sleeps", is_wanted=lambda: not run.processes("plain"))
 
 
 def test_stop_ends_the_slot_and_its_process(run):

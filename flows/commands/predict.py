@@ -20,6 +20,8 @@ def predict(settings: PredictSettings, store: StoreSettings, *, direct: Direct =
         pixelmill predict ./photos --model mobilenet --table holiday
         pixelmill predict s3://bucket/photos --model mobilenet@production \\
             --table holiday --store s3://bucket/mill --slots 2
+        pixelmill predict s3://bucket/photos --model mobilenet --table holiday \\
+            --store s3://bucket/mill --slots 8 --runner ray --cluster ray://head:10001
 
     Stop it at any moment and run it again: it goes on where it was. The run is
     recorded by Prefect: on the server of PREFECT_API_URL or of the active profile,
@@ -27,7 +29,8 @@ def predict(settings: PredictSettings, store: StoreSettings, *, direct: Direct =
     """
     from tasks.slot_process import warm_up
 
-    warm_up(settings.slots)  # before the imports below, which take as long as the process's own
+    if settings.runner == "local":
+        warm_up(settings.slots)  # before the imports below, which take as long as the process's own
     from flows import order
     from flows.console import watching
 

@@ -1,6 +1,7 @@
 """The settings of `predict`."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
@@ -13,6 +14,15 @@ def _of_tiles(overlap: float | None, info: ValidationInfo) -> float | None:
     if overlap is not None and info.data.get("tile") is None:
         raise ValueError("it is the overlap of tiles, so it needs --tile")
     return overlap
+
+
+def _of_runners(*runners: str) -> Callable[[Any, ValidationInfo], Any]:
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("runner", runners[0]) not in runners:
+            raise ValueError(f"it needs {' or '.join(f'--runner {runner}' for runner in runners)}")
+        return value
+
+    return check
 
 
 class PredictSettings(Settings):
@@ -75,4 +85,28 @@ class PredictSettings(Settings):
     slots: Annotated[
         int, Field(ge=1, description="Worker processes, each with one model loaded and its share of the cores.")
     ] = 1
-    runner: Annotated[str, Field(description="Where the slots run.", pattern=r"^local$")] = "local"
+    runner: Annotated[
+        str,
+        Field(
+            description="Where the slots run: local (this machine), ray, dask, or pool:NAME, a work pool of Prefect.",
+            pattern=r"^(local|ray|dask|pool:[^/]+)$",
+        ),
+    ] = "local"
+    cluster: Annotated[
+        str | None,
+        uri_field(
+            "The Ray or Dask cluster: ray://host:10001, host:6379, tcp://host:8786; by default RAY_ADDRESS or "
+            "DASK_SCHEDULER_ADDRESS, else one is started on this machine."
+        ),
+        AfterValidator(lambda uri: uri and without_credentials(uri)),
+        AfterValidator(_of_runners("ray", "dask")),
+    ] = None
+    gpus_per_slot: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            description="GPUs that Ray or Dask keeps free for each slot, or a share of one; by default 1, or 0 where "
+            "the model runs on cores.",
+        ),
+        AfterValidator(_of_runners("ray", "dask")),
+    ] = None
