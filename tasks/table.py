@@ -8,7 +8,7 @@ tables/NAME/parts/model=M@V/00000001-00017.parquet       the rows of shard 17 of
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,9 +165,9 @@ class Table:
         folders = self.storage.names(join(self.uri, "parts"))
         return sorted(folder.removeprefix("model=") for folder in folders if folder.startswith("model="))
 
-    def open_shards(self, model: str) -> list[Shard]:
-        """The shards of all plans for this model that have no part yet: plan minus parts."""
-        heads = self.heads(model)
+    def open_shards(self, model: str, plans: Collection[int] | None = None) -> list[Shard]:
+        """The shards of all plans for this model, or of these plans, that have no part yet: plan minus parts."""
+        heads = [head for head in self.heads(model) if plans is None or head.number in plans]
         done = self.part_names(model)
         return [shard for head in heads for shard in head.shards if shard.file_name not in done]
 

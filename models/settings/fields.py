@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 Engine = Literal["auto", "onnxruntime", "openvino"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "fp16", "int8"]
+Scope = Literal["table", "source"]
 
 # Settings are shown in Prefect, in logs and in plans, so a URI must not hold `user:password@`. A path may contain an @.
 _NO_CREDENTIALS = r"^(?![^/?#]+://[^/?#]*@)"
