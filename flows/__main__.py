@@ -24,6 +24,7 @@ COMMANDS = {
     "promote": ("promote:promote", "Make a version the one that NAME@production means."),
     "import": ("adopt:adopt", "Adopt pretrained weights or a foreign ONNX file as a model of the store."),
     "predict": ("predict:predict", "Run a model over a folder or bucket of images; one row per image in a table."),
+    "backfill": ("backfill:backfill", "Predict partition by partition, each in a run of its own; resumable."),
     "pipeline": ("pipeline:pipeline", "From a labelled source to a table: all of these in one go."),
     "query": ("query:query", "Ask the tables with SQL."),
     "export-coco": ("export_coco:export_coco", "Write a table of objects, or a data set, as a COCO file."),

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -180,6 +181,20 @@ class Table:
         """What the slot noted about one part: counts by status, seconds by stage, engine, host. Raises StorageError."""
         with self._parquet(uri) as file:
             return _own_metadata(file, uri)
+
+    def part_times(self, uri: str) -> tuple[int, datetime, datetime] | None:
+        """Rows of one part, and from when to when its slot was at work on it, read off the footer; None if it does not
+        say. Raises StorageError.
+        """
+        with self._parquet(uri) as file:
+            seconds = _own_metadata(file, uri).get("seconds")
+            paths = [file.schema.column(index).path for index in range(len(file.schema))]
+            groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+            if seconds is None or "predicted_at" not in paths:
+                return None
+            found = [group.column(paths.index("predicted_at")).statistics for group in groups]
+            ends = [one.max for one in found if one is not None and one.has_min_max]
+            return (file.metadata.num_rows, max(ends) - timedelta(seconds=seconds), max(ends)) if ends else None
 
     def commit(self, model: str, shard: Shard, rows: pa.Table, statistics: dict[str, Any]) -> bool:
         """Publishes the part of a shard, whole; False when another slot had published it first."""

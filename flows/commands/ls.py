@@ -57,7 +57,7 @@ def _for_people(entry: dict[str, Any]) -> dict[str, object]:
     for key, value in entry.items():
         match key:
             case "bytes":
-                shown["size"] = _size(value)
+                shown["size"] = size(value)
             case "splits":
                 shown["splits"] = ", ".join(f"{split} {count:,}" for split, count in value.items())
             case "created_at":
@@ -67,7 +67,8 @@ def _for_people(entry: dict[str, Any]) -> dict[str, object]:
     return shown
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
