@@ -4,7 +4,7 @@ A pattern is a path below the source. Each of its segments is
   date=2026-01-*             a pattern of shell: * and ? and [0-9], over one name
   date=2026-01-01..2026-03-31   a range, both ends included: of dates, of months, of numbers with the same key
   2026-01-01..2026-03-31     the same for folders without a key, or with any
-A value is compared as far as both say: 2026-01-15 lies in 2025-12..2026-01, and so does 2026.
+A value is compared as far as the ends say: 2026-01-15 lies in 2025-12..2026-01. The folder of a whole year does not.
 """
 
 import re
@@ -44,8 +44,9 @@ class Segment:
             return False
         if not _NUMBER.fullmatch(value):
             return False
-        of_dates = len(self.bounds[0]) > 1
-        return within((date_of([value]) if of_dates else None) or _number(value), *self.bounds)
+        first, last = self.bounds
+        number = (date_of([value]) if len(first) > 1 else None) or _number(value)
+        return len(number) >= min(len(first), len(last)) and within(number, first, last)
 
 
 def parse_pattern(text: str) -> tuple[Segment, ...]:

@@ -35,11 +35,11 @@ def _rate(table: Table, heads: Sequence[PlanHead]) -> float | None:
 
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
         times = [found for found in threads.map(times_of, newest) if found is not None]
-    seconds = _covered_seconds((first, last) for _, first, last in times)
+    seconds = covered_seconds((first, last) for _, first, last in times)
     return sum(rows for rows, _, _ in times) / seconds if seconds else None
 
 
-def _covered_seconds(spans: Iterable[tuple[datetime, datetime]]) -> float:
+def covered_seconds(spans: Iterable[tuple[datetime, datetime]]) -> float:
     """How long any of the spans lasted: pauses between runs do not count, nor does time twice that slots shared."""
     seconds, end = 0.0, None
     for first, last in sorted(spans):

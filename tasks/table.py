@@ -8,11 +8,13 @@ tables/NAME/parts/model=M@V/00000001-00017.parquet       the rows of shard 17 of
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +25,8 @@ from models.records import Task
 from tasks.storage import Storage, join, open_storage
 
 METADATA_KEY = b"pixelmill"
+_GROUPS_AT_ONCE = 16  # of a plan: row groups read in one go, up to 65,536 images
+_PIECES_AHEAD = 8
 _PLAN_NAME = re.compile(r"(\d{8})\.parquet")
 _PART_NAME = re.compile(r"(\d{8})-(\d{5,})\.parquet")
 
@@ -147,10 +151,25 @@ class Table:
             return file.read_row_group(shard.index)
 
     def plan_batches(self, numbers: list[int], columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The rows of several plans, streamed."""
-        for number in numbers:
+        """The rows of several plans, streamed; some plans are read ahead, since on S3 each is a few round trips."""
+        heads = {head.number: head for head in self.heads()}
+        pieces = (
+            (number, range(start, min(start + _GROUPS_AT_ONCE, len(heads[number].shards))))
+            for number in numbers
+            for start in range(0, len(heads[number].shards), _GROUPS_AT_ONCE)
+        )
+
+        def read(piece: tuple[int, range]) -> pa.Table:
+            number, groups = piece
             with self._parquet(self.plan_uri(number)) as file:
-                yield from file.iter_batches(columns=columns)
+                return file.read_row_groups(list(groups), columns=columns, use_threads=False)
+
+        with ThreadPoolExecutor(_PIECES_AHEAD) as readers:
+            ahead = deque(readers.submit(read, piece) for piece in islice(pieces, _PIECES_AHEAD))
+            while ahead:
+                rows = ahead.popleft().result()
+                ahead.extend(readers.submit(read, piece) for piece in islice(pieces, 1))
+                yield from rows.to_batches()
 
     def part_uri(self, model: str, shard: Shard) -> str:
         """Where the part of a shard lies."""

@@ -24,6 +24,7 @@ from models.partitions import date_of, parse_bound, parse_pattern, within
         pytest.param("2026-01-01..2026-03-31", "20260401", False, id="after a range, folder without dashes"),
         pytest.param("2026-01-01..2026-03-31", "thumbnails", False, id="range, no date"),
         pytest.param("2025-12..2026-01", "date=2026-01-31", True, id="range of months"),
+        pytest.param("2025-12..2026-01", "year=2026", False, id="range of months, a year"),
         pytest.param("2025-12..2026-01", "date=2026-02-01", False, id="after a range of months"),
         pytest.param("year=2024..2026", "year=2025", True, id="years"),
         pytest.param("month=1..3", "month=02", True, id="leading zero"),
