@@ -31,7 +31,7 @@ from models.errors import NotFound, PixelmillError, UsageError
 from models.progress import Report, Step
 from models.settings.backfill import BackfillSettings
 from models.settings.predict import PredictSettings
-from tasks.backfill import Partition, Survey, done_of
+from tasks.backfill import Done, Partition, Survey, done_of
 from tasks.storage import normalise
 from tasks.table import Table
 
@@ -78,6 +78,7 @@ class _Runs:
         self._table = Table(self._store, survey.table)
         self._waiting: deque[Partition] = deque()
         self._running: dict[UUID, Partition] = {}
+        self._before: dict[str, Done] = {}
         self._tries: Counter[str] = Counter()
         self._problems: dict[str, str] = {}
         self._begun = time.monotonic()
@@ -100,16 +101,24 @@ class _Runs:
     def run(self, todo: Sequence[Partition]) -> dict[str, str]:
         """Keeps as many partitions at work as the settings allow, until each has ended."""
         self._waiting.extend(todo)
+        self._before = done_of(self._table, self._survey.model, [partition.uri for partition in todo])
         count_at = 0.0
         while self._waiting or self._running:
             while self._waiting and len(self._running) < self._settings.concurrency:
-                self._start(self._waiting.popleft())
+                partition = self._waiting.popleft()
+                if not self._is_complete(partition):
+                    self._start(partition)
             time.sleep(POLL_S)
             self._hear()
             if time.monotonic() >= count_at or not self._running:
                 self._count(todo)
                 count_at = time.monotonic() + COUNT_EVERY_S
         return self._problems
+
+    def _is_complete(self, partition: Partition) -> bool:
+        """Whether another command of the same kind has done all that was left meanwhile."""
+        now = done_of(self._table, self._survey.model, [partition.uri])[partition.uri]
+        return 0 < partition.left <= now.rows - self._before[partition.uri].rows and not now.open_shards
 
     def _start(self, partition: Partition) -> None:
         run = self._active(partition) or self._create(partition)

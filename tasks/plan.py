@@ -28,7 +28,7 @@ MEMORY_LIMIT = "512MB"  # DuckDB spills beyond it, and takes up to twice as much
 # Images are told apart by 128 bits of name and version, so that tens of millions of claims fit into memory. That two of
 # 10⁹ images share them has a chance of 10⁻²¹.
 _DIGEST = "md5_number(image || chr(0) || fingerprint)"
-_ROWS_AT_ONCE = 32_768
+_ROWS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,13 +193,15 @@ class Production:
             timeout=2 * PATIENCE_S,
         )
 
-    def backfill(self, table: str, partitions: str, *options: str) -> subprocess.Popen:
-        """`pixelmill backfill` on the deployment, under way."""
+    def backfill(
+        self, table: str, partitions: str, *options: str, deployment: str = "predict/backfill"
+    ) -> subprocess.Popen:
+        """`pixelmill backfill` on a deployment, under way."""
         settings = ["--model", "production", "--table", table, "--partitions", partitions, "--shard-size", "2"]
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "flows", "backfill", SOURCE, *settings),
-                *("--deployment", "predict/backfill", "--json", *options),
+                *("--deployment", deployment, "--json", *options),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -434,18 +436,21 @@ def result_of(process: subprocess.Popen) -> dict[str, Any]:
 
 
 def test_a_backfill_keeps_to_its_concurrency(production, bucket, deployed):
-    process = production.backfill("history", "2026-01-01..2026-01-31", "--concurrency", "3")
+    """Two of the same command at once wait for the same runs."""
+    processes = [production.backfill("history", "2026-01-01..2026-01-31", "--concurrency", "3")]
+    processes += [production.backfill("history", "2026-01-01..2026-01-31", "--concurrency", "3", "--direct")]
     most = 0
-    while process.poll() is None:
+    while any(process.poll() is None for process in processes):
         at_work = [run for run in production.runs_into("history") if run["deployment_id"] and not run["end_time"]]
         most = max(most, len(at_work))
         time.sleep(0.5)
-    done = result_of(process)
+    for process in processes:
+        done = result_of(process)
+        assert [one["partition"] for one in done["partitions"]] == DAYS
     assert most == 3
-    assert done["rows"] == 12 * PER_DAY + 5
-    assert [one["partition"] for one in done["partitions"]] == DAYS
     runs = [run for run in production.runs_into("history") if run["deployment_id"]]
     assert [run["state_name"] for run in runs] == ["Completed"] * 12
+    assert len({run["idempotency_key"] for run in runs}) == 12
     assert rows_of("history") == 12 * PER_DAY + 5
 
 
@@ -465,6 +470,13 @@ def test_a_new_version_computes_what_it_lacks(production, bucket, deployed, tmp_
     assert rows_of("history") == 14 * PER_DAY + 10
     again = result_of(production.backfill("history", "2026-01-01..2026-01-03", "--direct"))
     assert again["rows"] == PER_DAY
+
+
+def test_a_deployment_that_is_not_there_is_named(production, bucket, deployed):
+    process = production.backfill("other", DAYS[0], "--direct", deployment="predict/none")
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out) == (2, "")
+    assert "no deployment 'predict/none'; deployments there: predict/backfill, predict/hourly" in err.splitlines()[-1]
 
 
 # --- kill -9
