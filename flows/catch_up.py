@@ -20,12 +20,13 @@ from prefect.client.schemas.filters import (
     FlowRunFilterDeploymentId,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
-    FlowRunFilterStateName,
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
 from prefect.states import State
 
 from models.settings.fields import StoreSettings
@@ -36,6 +37,7 @@ log = logging.getLogger("pixelmill")
 Function = Callable[..., Any]
 SUPERSEDED = "Superseded"  # the state's name, on Prefect's pages
 PAGE = 200  # runs; Prefect gives no more at once
+HEARTBEATS_MISSED = 3
 
 
 def catches_up(function: Function) -> Function:
@@ -101,15 +103,16 @@ def _cancel(client: SyncPrefectClient, run: FlowRun, message: str) -> None:
 
 
 def others_at_work() -> list[FlowRun]:
-    """The other predict runs that Prefect says are running and may have shards in hand that this one would take.
+    """The other predict runs that are at work and may have shards in hand that this one would take.
 
-    These are the runs into the same table with the same model, unless each keeps to another source.
+    These are the runs into the same table with the same model, unless each keeps to another source. One whose
+    heartbeats have ceased is dead, whatever its state says: its shards are to be finished.
     """
     own = prefect.runtime.flow_run.id
     with get_client(sync_client=True) as client:
         parameters = client.read_flow_run(own).parameters
-        running = running_predicts(client)
-    return [run for run in running if str(run.id) != str(own) and may_meet(parameters, run.parameters)]
+        running = [run for run in running_predicts(client) if may_meet(parameters, run.parameters)]
+        return [run for run in running if str(run.id) != str(own) and not is_dead(client, run)]
 
 
 def running_predicts(client: SyncPrefectClient) -> list[FlowRun]:
@@ -118,13 +121,32 @@ def running_predicts(client: SyncPrefectClient) -> list[FlowRun]:
     while True:
         page = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=["predict"])),
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Running"]))),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+            ),
             limit=PAGE,
             offset=len(found),
         )
         found += page
         if len(page) < PAGE:
             return found
+
+
+def is_dead(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether a run sent heartbeats, and then none for three of their periods. One that sent none may have none."""
+    beats = client.read_events(
+        EventFilter(
+            event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
+            resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
+        ),
+        limit=2,
+    ).events
+    if not beats:
+        return False
+    configured = get_current_settings().flows.heartbeat_frequency or 0
+    # Where the run is at work the period may be another one: the time between its beats says.
+    period_s = max(configured, (beats[0].occurred - beats[-1].occurred).total_seconds())
+    return (datetime.now(UTC) - beats[0].occurred).total_seconds() > HEARTBEATS_MISSED * period_s > 0
 
 
 def may_meet(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -477,6 +478,53 @@ def test_a_deployment_that_is_not_there_is_named(production, bucket, deployed):
     out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (2, "")
     assert "no deployment 'predict/none'; deployments there: predict/backfill, predict/hourly" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("ages_s", "dead"),
+    [
+        pytest.param([], False, id="perhaps it sends none"),
+        pytest.param([10], False, id="one of now"),
+        pytest.param([1000], True, id="one of long ago"),
+        pytest.param([1000, 10], False, id="the last of now"),
+        pytest.param([1500, 1000], False, id="its period is long"),
+        pytest.param([2000, 1970, 1000], True, id="missed thrice"),
+    ],
+)
+def test_a_run_whose_heartbeats_ceased_is_dead(production, deployed, ages_s, dead):
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
+
+    from flows.catch_up import is_dead
+
+    flow = production.deployment("predict/backfill")["flow_id"]
+    made = production.ask("flow_runs/", flow_id=flow, state={"type": "RUNNING", "name": "Running"})
+    now = datetime.now(UTC)
+    beats = [
+        {
+            "id": str(uuid.uuid4()),
+            "event": "prefect.flow-run.heartbeat",
+            "occurred": (now - timedelta(seconds=age_s)).isoformat(),
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{made['id']}"},
+        }
+        for age_s in ages_s
+    ]
+    httpx.post(f"{production.api}/events", json=beats).raise_for_status()
+    resource = {"id": [f"prefect.flow-run.{made['id']}"]}
+    wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": resource}
+
+    def are_there() -> bool:
+        return len(production.ask("events/filter", filter=wanted)["events"]) == len(beats)
+
+    eventually(are_there, "the heartbeats are there")
+    own = {
+        PREFECT_API_URL: production.api,
+        PREFECT_HOME: str(production.folder / "prefect"),
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT_S,
+    }
+    with temporary_settings(own), get_client(sync_client=True) as client:
+        assert is_dead(client, client.read_flow_run(made["id"])) is dead
+    httpx.delete(f"{production.api}/flow_runs/{made['id']}").raise_for_status()
 
 
 # --- kill -9
