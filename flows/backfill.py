@@ -14,7 +14,7 @@ from flows.recording import log_to_prefect, recorded_step, watch
 from models.progress import Step
 from models.settings.backfill import BackfillSettings
 from models.settings.fields import StoreSettings
-from tasks.backfill import survey
+from tasks.backfill import Survey, survey
 
 survey_step = recorded_step("survey", survey)
 
@@ -33,10 +33,23 @@ def put_partitions(done: partitions.Backfilled) -> None:
     TableArtifact(f"{done.table}-partitions", f"{done.table} ← {done.model}").put(rows)
 
 
+def put_survey(found: Survey) -> Survey:
+    """What there is to do, a row for each partition, on the run's page."""
+    rows = [
+        {"partition": one.name, "images": one.images, "bytes": one.bytes, "new": one.new, "open": one.open}
+        for one in found.partitions
+    ]
+    TableArtifact(f"{found.table}-survey", f"{found.table} ← {found.model}").put(rows)
+    return found
+
+
 @flow(name="backfill", flow_run_name=_run_name, persist_result=False)
 @flat(BackfillSettings, StoreSettings)
 def backfill(settings: BackfillSettings, store: StoreSettings) -> Any:
     """Predict partition by partition, each in a flow run of its own; what is complete is passed over."""
+    if settings.plan_only:
+        with log_to_prefect():
+            return put_survey(survey_step(store.store, settings))
     artifact = StepArtifact("backfill")
 
     def hear(step: Step) -> None:
