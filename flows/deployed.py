@@ -26,8 +26,8 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
-from flows.partitions import left_open, settings_of
-from models.errors import NotFound, PixelmillError, UsageError
+from flows.partitions import STRIKES, left_open, not_tried, settings_of
+from models.errors import NotFound, PixelmillError, TransientError, UsageError
 from models.progress import Report, Step
 from models.settings.backfill import BackfillSettings
 from models.settings.predict import PredictSettings
@@ -39,9 +39,10 @@ log = logging.getLogger("pixelmill")
 
 POLL_S = 2.0
 COUNT_EVERY_S = 10.0  # rows, which is a listing of parts
-PATIENCE_S = 300.0  # with a server that does not answer, as while it is restarted
+PATIENCE_S = 300.0  # with a server or a store that does not answer, as while it is restarted
 WAITING_S = 60.0  # after which a run that no worker took is worth a warning
-TRIES = 3  # of a partition whose run crashed, within one command
+TRIES = 3  # of a partition whose run failed or crashed, within one command
+PAUSE_S = 30.0  # before a partition whose run failed is tried again: the storage may be away
 PAGE = 200
 ACTIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 
@@ -80,6 +81,8 @@ class _Runs:
         self._running: dict[UUID, Partition] = {}
         self._before: dict[str, Done] = {}
         self._tries: Counter[str] = Counter()
+        self._not_before: dict[str, float] = {}
+        self._strikes = 0  # partitions given up since the last that ended well
         self._problems: dict[str, str] = {}
         self._begun = time.monotonic()
         self._warned = False
@@ -101,13 +104,10 @@ class _Runs:
     def run(self, todo: Sequence[Partition]) -> dict[str, str]:
         """Keeps as many partitions at work as the settings allow, until each has ended."""
         self._waiting.extend(todo)
-        self._before = done_of(self._table, self._survey.model, [partition.uri for partition in todo])
+        self._before = self._done(todo)
         count_at = 0.0
         while self._waiting or self._running:
-            while self._waiting and len(self._running) < self._settings.concurrency:
-                partition = self._waiting.popleft()
-                if not self._is_complete(partition):
-                    self._start(partition)
+            self._start_some()
             time.sleep(POLL_S)
             self._hear()
             if time.monotonic() >= count_at or not self._running:
@@ -115,9 +115,25 @@ class _Runs:
                 count_at = time.monotonic() + COUNT_EVERY_S
         return self._problems
 
+    def _start_some(self) -> None:
+        """As many as may be at work; one that failed waits a while first."""
+        for partition in list(self._waiting):
+            if len(self._running) >= self._settings.concurrency:
+                return
+            if time.monotonic() < self._not_before.get(partition.name, 0.0):
+                continue
+            self._waiting.remove(partition)
+            if not self._is_complete(partition):
+                self._start(partition)
+
+    def _done(self, partitions: Sequence[Partition]) -> dict[str, Done]:
+        """By URI, how far each is."""
+        uris = [partition.uri for partition in partitions]
+        return _ask(lambda: done_of(self._table, self._survey.model, uris))
+
     def _is_complete(self, partition: Partition) -> bool:
         """Whether another command of the same kind has done all that was left meanwhile."""
-        now = done_of(self._table, self._survey.model, [partition.uri])[partition.uri]
+        now = self._done([partition])[partition.uri]
         return 0 < partition.left <= now.rows - self._before[partition.uri].rows and not now.open_shards
 
     def _start(self, partition: Partition) -> None:
@@ -190,14 +206,21 @@ class _Runs:
     def _end(self, partition: Partition, run: FlowRun | None) -> None:
         problem, is_worth_retrying = self._problem(partition, run)
         if not problem:
+            self._strikes = 0
             return
         self._tries[partition.name] += 1
         if is_worth_retrying and self._tries[partition.name] < TRIES:
             log.warning("%s is run again: %s", partition.name, problem)
+            if run is not None and run.state is not None and run.state.is_failed():
+                self._not_before[partition.name] = time.monotonic() + PAUSE_S
             self._waiting.append(partition)
-        else:
-            log.warning("%s: %s", partition.name, problem)
-            self._problems[partition.name] = problem
+            return
+        log.warning("%s: %s", partition.name, problem)
+        self._problems[partition.name] = problem
+        self._strikes += 1
+        if self._strikes == STRIKES:
+            self._problems |= not_tried(self._waiting)
+            self._waiting.clear()
 
     def _problem(self, partition: Partition, run: FlowRun | None) -> tuple[str, bool]:
         """What is wrong, "" for nothing, and whether another run may mend it. A run that ended well has claimed all
@@ -206,10 +229,10 @@ class _Runs:
             return "its flow run was deleted", False
         if not run.state.is_completed():
             text = f"run {run.name} ended as {run.state.name}"
-            return f"{text}: {run.state.message}" if run.state.message else text, run.state.is_crashed()
-        if done_of(self._table, self._survey.model, [partition.uri])[partition.uri].open_shards:
+            return f"{text}: {run.state.message}" if run.state.message else text, not run.state.is_cancelled()
+        if self._done([partition])[partition.uri].open_shards:
             return f"run {run.name} left shards open", True
-        return left_open(self._store, self._survey, partition).get(partition.name, ""), False
+        return _ask(lambda: left_open(self._store, self._survey, partition)).get(partition.name, ""), False
 
     def _warn(self, runs: Any) -> None:
         late = [run for run in runs if run.state_type == StateType.SCHEDULED]
@@ -220,7 +243,7 @@ class _Runs:
 
     def _count(self, todo: Sequence[Partition]) -> None:
         """Reports rows of all partitions."""
-        done = done_of(self._table, self._survey.model, [partition.uri for partition in todo])
+        done = self._done(todo)
         had = sum(partition.images - partition.left for partition in todo)
         rows = sum(one.rows for one in done.values())
         total = sum(partition.images for partition in todo)
@@ -230,16 +253,20 @@ class _Runs:
 
 
 def _ask(request: Callable[[], _Answer]) -> _Answer:
-    """What Prefect answers; one that is away is asked again for some minutes. Raises PixelmillError after that."""
+    """What Prefect or the store answers; one that is away is asked again for some minutes. Raises PixelmillError after
+    that."""
     started = time.monotonic()
     while True:
         try:
             return request()
-        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+        except (httpx.TransportError, PrefectHTTPStatusError, TransientError) as error:
             if isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500:
                 raise
             if time.monotonic() - started > PATIENCE_S:
+                if isinstance(error, TransientError):
+                    raise
                 why = f"{type(error).__name__}: {error}"
                 raise PixelmillError(f"the Prefect server does not answer; the runs go on without us: {why}") from None
-            log.warning("the Prefect server does not answer, trying again")
+            away = "the store" if isinstance(error, TransientError) else "the Prefect server"
+            log.warning("%s does not answer, trying again", away)
             time.sleep(POLL_S)

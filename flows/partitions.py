@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from tasks.storage import normalise
 from tasks.table import Table
 
 log = logging.getLogger("pixelmill")
+
+STRIKES = 3  # partitions given up in a row, after which the others are not tried
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def run_here(predict: Callable[[str, PredictSettings], Any]) -> Run:
         store: str, settings: BackfillSettings, survey: Survey, todo: Sequence[Partition], report: Report
     ) -> dict[str, str]:
         problems: dict[str, str] = {}
+        strikes = 0
         for index, partition in enumerate(todo):
             report(Step("partitions", index, len(todo), partition.name))
             own = settings_of(settings, survey, partition)
@@ -115,13 +118,22 @@ def run_here(predict: Callable[[str, PredictSettings], Any]) -> Run:
                     raise
                 problems[partition.name] = str(error)
                 log.warning("%s: %s", partition.name, error)
+                strikes += 1
+                if strikes == STRIKES:
+                    return problems | not_tried(todo[index + 1 :])
                 continue
+            strikes = 0
             problems |= left_open(store, survey, partition)
             log.info("%s: complete, %d of %d partitions", partition.name, index + 1, len(todo))
         report(Step("partitions", len(todo), len(todo)))
         return problems
 
     return run
+
+
+def not_tried(partitions: Iterable[Partition]) -> dict[str, str]:
+    """Why partitions that were not run are incomplete: what ails so many in a row ails all."""
+    return {partition.name: f"not tried, since {STRIKES} partitions in a row failed" for partition in partitions}
 
 
 def settings_of(settings: BackfillSettings, survey: Survey, partition: Partition) -> PredictSettings:

@@ -305,6 +305,20 @@ def test_a_partition_that_fails_does_not_keep_the_others(mill):
     assert [one.rows for one in mill.backfill(fake).partitions] == [0, 4, 0]
 
 
+def test_what_ails_three_in_a_row_ails_all(mill):
+    mill.add("date=2026-01-04", 1)
+    tried = []
+
+    def predict(store: str, settings: PredictSettings) -> None:
+        tried.append(settings.source)
+        raise PixelmillError("the storage does not answer")
+
+    with pytest.raises(partitions.Unfinished) as raised:
+        mill.backfill(predict)
+    assert len(tried) == 3
+    assert raised.value.done.partitions[3].problem == "not tried, since 3 partitions in a row failed"
+
+
 def test_a_mistake_ends_it_at_once(mill):
     def predict(store: str, settings: PredictSettings) -> None:
         raise UsageError("the table was written with other settings")
