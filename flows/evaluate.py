@@ -6,6 +6,7 @@ import prefect.runtime
 from prefect import flow
 
 from flows.artifacts import put_metrics
+from flows.catch_up import catches_up
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
 from models.settings.export import EvaluateSettings
@@ -28,6 +29,7 @@ def _run_name() -> str:
 
 
 @flow(name="evaluate", flow_run_name=_run_name, persist_result=False)
+@catches_up
 @flat(EvaluateSettings, StoreSettings)
 def evaluate(settings: EvaluateSettings, store: StoreSettings) -> Any:
     """Measure a model on a split of a data set, through the same path that predicts."""

@@ -6,6 +6,7 @@ import prefect.runtime
 from prefect import flow
 
 from flows.artifacts import put_facts
+from flows.catch_up import catches_up
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
 from models.settings.fields import StoreSettings
@@ -35,6 +36,7 @@ def put_ingested(ingested: Ingested) -> None:
 
 
 @flow(name="ingest", flow_run_name=_run_name, persist_result=False)
+@catches_up
 @flat(IngestSettings, StoreSettings)
 def ingest(settings: IngestSettings, store: StoreSettings) -> Any:
     """Turn a labelled folder, bucket prefix or archive into a versioned data set."""

@@ -74,7 +74,7 @@ def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
 
 def _complaint(problem: Any) -> str:
     name = ".".join(map(str, problem["loc"]))
-    flag = f"--{name.replace('_', '-')}"
+    flag = f"--{name.replace('_', '-').rstrip('-')}"  # from_ is --from, which is a word of Python
     if problem["type"] == "missing":
         return f"{flag} is missing"
     if problem["type"] == "value_error":  # in our own words, without the value: it may be a secret

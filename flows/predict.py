@@ -17,6 +17,7 @@ from prefect.states import Failed
 
 from flows import order, recording
 from flows.artifacts import SlotArtifact, put_summary
+from flows.catch_up import catches_up, others_at_work
 from flows.parameters import flat
 from flows.recording import log_to_prefect
 from flows.runners.choose import crew_of
@@ -37,8 +38,18 @@ def _run_name(model: str = "") -> str:
 
 @task(name="plan", task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
 def plan(store: str, settings: PredictSettings) -> steps.Planned:
-    """Lists the source and claims what is new."""
-    planned = steps.plan(store, settings, recording.watch.get().listed)
+    """Lists the source and claims what is new.
+
+    A run of a deployment leaves shards alone that another run may have in hand: there is no lock, so to help with them
+    is to compute some of them twice.
+    """
+    others: steps.Others = "help"
+    if prefect.runtime.deployment.id:
+        at_work = others_at_work()
+        others = "leave" if at_work else "finish"
+        for run in at_work:
+            log.info("%s is at work on this table: only what is new is done here", run.name)
+    planned = steps.plan(store, settings, recording.watch.get().listed, others)
     with get_client(sync_client=True) as client:  # only now it is known which version is meant
         client.update_flow_run(prefect.runtime.flow_run.id, name=_run_name(planned.model))
     log.info("%d listed, %d new, %d open", planned.listed, planned.planned, planned.open_images)
@@ -90,6 +101,7 @@ def _working(settings: PredictSettings) -> Iterator[order.StartWork]:
 
 
 @flow(name="predict", flow_run_name=_run_name, persist_result=False)
+@catches_up
 @flat(PredictSettings, StoreSettings)
 def predict(settings: PredictSettings, store: StoreSettings) -> Any:
     """Run a model over a folder or bucket of images; one row per image in a table."""

@@ -6,6 +6,7 @@ import prefect.runtime
 from prefect import flow
 
 from flows.artifacts import ImageArtifact, TableArtifact, put_metrics
+from flows.catch_up import catches_up
 from flows.parameters import flat
 from flows.recording import log_to_prefect, recorded_step
 from models.progress import Report
@@ -41,6 +42,7 @@ def _run_name() -> str:
 
 
 @flow(name="train", flow_run_name=_run_name, persist_result=False)
+@catches_up
 @flat(TrainSettings, StoreSettings)
 def train(settings: TrainSettings, store: StoreSettings) -> Any:
     """Fine-tune a pretrained model on a data set, export it and measure it."""

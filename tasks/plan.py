@@ -1,8 +1,8 @@
 """Planning: subtract from a listing what earlier plans already claim, and claim the rest in one whole file.
 
 A plan is written with put-if-absent under the next number. Whoever loses that race has not seen the winner's claims, so
-it subtracts again: two runs never claim the same image. The listing and the subtraction live in a temporary DuckDB
-file, so that memory stays flat.
+it subtracts again: two runs never claim the same image. The listing and the subtraction live in temporary files, so
+that memory stays flat.
 """
 
 import json
@@ -23,7 +23,12 @@ from tasks.table import METADATA_KEY, Table, parquet_options
 
 FORMAT = 1  # of plans; readers of a later format can tell
 RETRIED = (Status.UNREADABLE, Status.MISSING)  # a storage that was away shows as either
-MEMORY_LIMIT = "1GB"  # DuckDB spills beyond it
+MEMORY_LIMIT = "512MB"  # DuckDB spills beyond it, and takes up to twice as much
+
+# Images are told apart by 128 bits of name and version, so that tens of millions of claims fit into memory. That two of
+# 10⁹ images share them has a chance of 10⁻²¹.
+_DIGEST = "md5_number(image || chr(0) || fingerprint)"
+_ROWS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,10 @@ def claim(
     with tempfile.TemporaryDirectory(prefix="pixelmill-plan-") as scratch:
         database = duckdb.connect(Path(scratch) / "plan.duckdb", config={"memory_limit": MEMORY_LIMIT})
         database.execute("SET preserve_insertion_order = false")
-        listed = _load_listing(database, listing)
+        listed = _load_listing(database, Path(scratch) / "listing.parquet", listing)
         while True:
             number = max(table.plan_numbers(), default=0) + 1
-            new, planned = _subtract(database, table, model, limit, retry_unreadable)
+            new, planned = _subtract(database, table, model, listed, limit, retry_unreadable)
             if planned == 0:
                 return Claim(None, listed, new, 0)
             size = shard_size or default_shard_size(planned)
@@ -116,16 +121,39 @@ def stream(
         database.unregister(name)
 
 
-def _load_listing(database: duckdb.DuckDBPyConnection, listing: Iterator[pa.RecordBatch]) -> int:
-    with stream(database, "batches", LISTING_SCHEMA, listing):
-        database.execute(
-            "CREATE TABLE listing AS SELECT image, fingerprint, max(bytes) AS bytes FROM batches GROUP BY ALL"
-        )
-    return _count(database, "listing")
+def _load_listing(database: duckdb.DuckDBPyConnection, file: Path, listing: Iterator[pa.RecordBatch]) -> int:
+    """Keeps the listing in a file, as the view `listing`; returns how many distinct images it holds.
+
+    A file, since a table of so many names would take DuckDB five times as long to write, and most of its memory.
+    """
+    options: dict[str, Any] = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+    with pq.ParquetWriter(file, LISTING_SCHEMA, **options) as writer:
+        for rows in _gathered(listing, _ROWS_AT_ONCE):
+            writer.write_table(rows)
+    database.execute(f"CREATE VIEW listing AS SELECT *, {_DIGEST} AS digest FROM read_parquet('{file}')")
+    row = database.execute("SELECT count(DISTINCT digest) FROM listing").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _gathered(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """The same rows in tables of at least `size` rows; the last may be shorter."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(one.num_rows for one in waiting) >= size:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)
 
 
 def _subtract(
-    database: duckdb.DuckDBPyConnection, table: Table, model: str, limit: int | None, retry_unreadable: bool
+    database: duckdb.DuckDBPyConnection,
+    table: Table,
+    model: str,
+    listed: int,
+    limit: int | None,
+    retry_unreadable: bool,
 ) -> tuple[int, int]:
     """Fills the table `plan` with the images to claim; returns how many are new, and how many it claims."""
     numbers = [head.number for head in table.heads(model)]
@@ -136,11 +164,13 @@ def _subtract(
         if retry_unreadable:  # the claims are needed twice, a stream is read once
             database.execute("CREATE OR REPLACE TEMP TABLE all_claims AS FROM claims")
             source = "all_claims"
-        database.execute(
-            "CREATE OR REPLACE TABLE plan AS "
-            "SELECT image, fingerprint, bytes, 1::INTEGER AS attempt FROM listing "
-            f"ANTI JOIN {source} USING (image, fingerprint)"
-        )
+        database.execute(f"CREATE OR REPLACE TABLE claimed AS SELECT {_DIGEST} AS digest FROM {source}")
+    # Only a list can name an image twice, and to look for that costs as much as the rest.
+    once = "" if listed == _count(database, "listing") else "QUALIFY row_number() OVER (PARTITION BY digest) = 1"
+    database.execute(
+        "CREATE OR REPLACE TABLE plan AS SELECT image, fingerprint, bytes, 1::INTEGER AS attempt "
+        f"FROM listing ANTI JOIN claimed USING (digest) {once}"
+    )
     new = _count(database, "plan")
     if retry_unreadable:
         _add_retries(database, table, model)
@@ -163,7 +193,8 @@ def _add_retries(database: duckdb.DuckDBPyConnection, table: Table, model: str) 
             [[*RETRIED]],
         )
     database.execute(
-        "INSERT INTO plan SELECT image, fingerprint, bytes, attempt + 1 FROM listing "
+        "INSERT INTO plan SELECT image, fingerprint, bytes, attempt + 1 "
+        "FROM (SELECT image, fingerprint, max(bytes) AS bytes FROM listing GROUP BY ALL) "
         "JOIN (SELECT image, fingerprint, max(attempt) AS attempt FROM all_claims GROUP BY ALL) "
         "USING (image, fingerprint) "
         "SEMI JOIN unread USING (image, fingerprint, attempt)"

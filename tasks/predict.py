@@ -8,13 +8,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from models.card import Card
 from models.errors import NotFound, UsageError
 from models.records import Task
+from models.settings.fields import Scope
 from models.settings.predict import OVERLAP, PredictSettings
 from tasks import registry
 from tasks.datasets import datasets
@@ -37,6 +38,10 @@ RESULT_SETTINGS: dict[Task, tuple[str, ...]] = {
     Task.EMBED: ("max_pixels",),
 }
 
+# What a run does about shards that other runs may have in hand. help: it takes whatever is open, also what others claim
+# meanwhile; finish: it takes what earlier runs left open; leave: others are at work, so it keeps to its own claims.
+Others = Literal["help", "finish", "leave"]
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -52,6 +57,7 @@ class Planned:
     plan: int | None  # the number of the plan written, if any
     open_shards: int  # of this run's plan and of earlier ones
     open_images: int
+    plans: tuple[int, ...] | None = None  # those whose shards this run works on; None: all, also later ones
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Summary:
     rows: int  # written by this run
     by_status: dict[str, int]
     shards: int
-    open_shards: int  # still open; 0 when the table is complete
+    open_shards: int  # still open of those that this run was to work on; 0 when it has done everything
     failures: list[str]
     seconds: float
     working_seconds: float  # of these, from the loaded model to the last part
@@ -89,10 +95,16 @@ def result_settings(settings: PredictSettings, task: Task) -> dict[str, Any]:
     return results
 
 
-def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None] = lambda count: None) -> Planned:
+def plan(
+    store: str,
+    settings: PredictSettings,
+    on_listed: Callable[[int], None] = lambda count: None,
+    others: Others = "help",
+) -> Planned:
     """Lists the source and claims what this table does not claim yet for this model.
 
-    `on_listed` hears the number of images listed so far. Raises UsageError, StorageError.
+    `on_listed` hears the number of images listed so far; `others` is how this run stands to others. Raises UsageError,
+    StorageError.
     """
     store = normalise(store)
     card = registry.check_exported(registry.resolve(store, settings.model))
@@ -105,6 +117,7 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
     table = Table(store, settings.table)
     if table.exists():
         table.check(card.task, results)
+    before = table.plan_numbers()
     listing = list_source(source, recursive=settings.recursive, exclude=store, report=on_listed)
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -121,7 +134,8 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
         shard_size=settings.shard_size,
         retry_unreadable=settings.retry_unreadable,
     )
-    open_shards = table.open_shards(card.reference)
+    plans = _plans(table, card.reference, source, settings.scope, before, claimed.number, others)
+    open_shards = table.open_shards(card.reference, plans)
     return Planned(
         table=settings.table,
         model=card.reference,
@@ -133,6 +147,7 @@ def plan(store: str, settings: PredictSettings, on_listed: Callable[[int], None]
         plan=claimed.number,
         open_shards=len(open_shards),
         open_images=sum(shard.images for shard in open_shards),
+        plans=plans,
     )
 
 
@@ -147,6 +162,19 @@ def _check_sees(card: Card) -> None:
             f"{card.reference} crops what it is shown, so that it cannot translate the whole of an image: "
             "its card needs the mode letterbox or stretch"
         )
+
+
+def _plans(
+    table: Table, model: str, source: str, scope: Scope, before: Sequence[int], own: int | None, others: Others
+) -> tuple[int, ...] | None:
+    """The plans whose shards a run works on, given those that were there before and the one that it wrote itself."""
+    mine = () if own is None else (own,)
+    if others == "leave":
+        return mine
+    if others == "help" and scope == "table":
+        return None
+    heads = [head for head in table.heads(model) if others == "help" or head.number in {*before, *mine}]
+    return tuple(head.number for head in heads if scope == "table" or head.source == source)
 
 
 def source_uri(store: str, source: str) -> str:
@@ -210,7 +238,7 @@ def work(
         run=run,
         slot=slot,
     )
-    return work_through(config, planned.plan, planned.open_images, slot, slots, on_progress, is_wanted)
+    return work_through(config, planned.plan, planned.open_images, slot, slots, on_progress, planned.plans, is_wanted)
 
 
 def summarise(
@@ -219,7 +247,7 @@ def summarise(
     """Adds up the slots' reports; whether the run succeeded is decided by what is open now, not by what they say."""
     rows = sum(report.rows for report in reports)
     stages = add_seconds(report.stages for report in reports)
-    still_open = Table(normalise(store), settings.table).open_shards(planned.model)
+    still_open = Table(normalise(store), settings.table).open_shards(planned.model, planned.plans)
     return Summary(
         table=planned.table,
         model=planned.model,

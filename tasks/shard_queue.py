@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from collections.abc import Collection
 
 from tasks.table import Shard, Table
 
@@ -15,11 +16,20 @@ class ShardQueue:
     end, then older plans from a random place on, since another run may be going through those from the first.
     """
 
-    def __init__(self, table: Table, model: str, plan: int | None, slot: int, slots: int):
-        """`plan`: the one that this run has written, if any; `slot` counts from 0."""
+    def __init__(
+        self,
+        table: Table,
+        model: str,
+        plan: int | None,
+        slot: int,
+        slots: int,
+        plans: Collection[int] | None = None,
+    ):
+        """`plan`: the one that this run has written, if any; `slot` counts from 0; `plans`: leave all others alone."""
         self._table = table
         self._model = model
         self._plan = plan
+        self._plans = plans
         self._slot = slot
         self._slots = slots
         self._order = self._open()
@@ -27,7 +37,7 @@ class ShardQueue:
         self._given_up: set[Shard] = set()
 
     def _open(self) -> list[Shard]:
-        shards = sorted(self._table.open_shards(self._model))
+        shards = sorted(self._table.open_shards(self._model, self._plans))
         own = [shard for shard in shards if shard.plan == self._plan]
         start = self._slot * len(own) // self._slots
         end = (self._slot + 1) * len(own) // self._slots

@@ -8,10 +8,13 @@ tables/NAME/parts/model=M@V/00000001-00017.parquet       the rows of shard 17 of
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +25,8 @@ from models.records import Task
 from tasks.storage import Storage, join, open_storage
 
 METADATA_KEY = b"pixelmill"
+_GROUPS_AT_ONCE = 16  # of a plan: row groups read in one go, up to 65,536 images
+_PIECES_AHEAD = 8
 _PLAN_NAME = re.compile(r"(\d{8})\.parquet")
 _PART_NAME = re.compile(r"(\d{8})-(\d{5,})\.parquet")
 
@@ -146,10 +151,25 @@ class Table:
             return file.read_row_group(shard.index)
 
     def plan_batches(self, numbers: list[int], columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The rows of several plans, streamed."""
-        for number in numbers:
+        """The rows of several plans, streamed; some plans are read ahead, since on S3 each is a few round trips."""
+        heads = {head.number: head for head in self.heads()}
+        pieces = (
+            (number, range(start, min(start + _GROUPS_AT_ONCE, len(heads[number].shards))))
+            for number in numbers
+            for start in range(0, len(heads[number].shards), _GROUPS_AT_ONCE)
+        )
+
+        def read(piece: tuple[int, range]) -> pa.Table:
+            number, groups = piece
             with self._parquet(self.plan_uri(number)) as file:
-                yield from file.iter_batches(columns=columns)
+                return file.read_row_groups(list(groups), columns=columns, use_threads=False)
+
+        with ThreadPoolExecutor(_PIECES_AHEAD) as readers:
+            ahead = deque(readers.submit(read, piece) for piece in islice(pieces, _PIECES_AHEAD))
+            while ahead:
+                rows = ahead.popleft().result()
+                ahead.extend(readers.submit(read, piece) for piece in islice(pieces, 1))
+                yield from rows.to_batches()
 
     def part_uri(self, model: str, shard: Shard | str) -> str:
         """Where the part of a shard, or the part of this file name, lies."""
@@ -166,9 +186,9 @@ class Table:
         folders = self.storage.names(join(self.uri, "parts"))
         return sorted(folder.removeprefix("model=") for folder in folders if folder.startswith("model="))
 
-    def open_shards(self, model: str) -> list[Shard]:
-        """The shards of all plans for this model that have no part yet: plan minus parts."""
-        heads = self.heads(model)
+    def open_shards(self, model: str, plans: Collection[int] | None = None) -> list[Shard]:
+        """The shards of all plans for this model, or of these plans, that have no part yet: plan minus parts."""
+        heads = [head for head in self.heads(model) if plans is None or head.number in plans]
         done = self.part_names(model)
         return [shard for head in heads for shard in head.shards if shard.file_name not in done]
 
@@ -181,6 +201,20 @@ class Table:
         """What the slot noted about one part: counts by status, seconds by stage, engine, host. Raises StorageError."""
         with self._parquet(uri) as file:
             return _own_metadata(file, uri)
+
+    def part_times(self, uri: str) -> tuple[int, datetime, datetime] | None:
+        """Rows of one part, and from when to when its slot was at work on it, read off the footer; None if it does not
+        say. Raises StorageError.
+        """
+        with self._parquet(uri) as file:
+            seconds = _own_metadata(file, uri).get("seconds")
+            paths = [file.schema.column(index).path for index in range(len(file.schema))]
+            groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+            if seconds is None or "predicted_at" not in paths:
+                return None
+            found = [group.column(paths.index("predicted_at")).statistics for group in groups]
+            ends = [one.max for one in found if one is not None and one.has_min_max]
+            return (file.metadata.num_rows, max(ends) - timedelta(seconds=seconds), max(ends)) if ends else None
 
     def commit(self, model: str, shard: Shard, rows: pa.Table, statistics: dict[str, Any]) -> bool:
         """Publishes the part of a shard, whole; False when another slot had published it first."""

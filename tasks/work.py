@@ -10,7 +10,7 @@ import os
 import queue
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -272,17 +272,18 @@ def work(
     slot: int,
     slots: int,
     on_progress: Callable[[SlotProgress], None],
+    plans: Collection[int] | None = None,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> SlotReport:
     """Drains the open shards of a table for one model, as slot `slot` (from 0) of `slots`; blocks until it is done.
 
-    `plan`: the plan that this run has written, if any; `total`: images open when it began; `is_wanted` is asked several
-    times a second. Raises ModelError when the model cannot be loaded, Stopped after `stop()` or when it is not wanted
-    any more.
+    `plan`: the plan that this run has written, if any; `total`: images open when it began; `plans`: those whose shards
+    it may take, by default all; `is_wanted` is asked several times a second. Raises ModelError when the model cannot be
+    loaded, Stopped after `stop()` or when it is not wanted any more.
     """
     start = time.monotonic()
     report = SlotReport(slot)
-    shards = ShardQueue(Table(config.store, config.table), config.model, plan, slot, slots)
+    shards = ShardQueue(Table(config.store, config.table), config.model, plan, slot, slots, plans)
     supervisor = Supervisor(shards, config, report, on_progress, total, is_wanted)
     _at_work.add(supervisor)
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -353,6 +354,33 @@ def test_the_chain_again_does_nothing(chained):
     for step, name in (("ingest", "dataset"), ("train", "model"), ("export", "model")):
         assert second[step][name] == first[step][name]
     assert second["evaluate"] == first["evaluate"]
+
+
+def test_a_backfill_is_recorded_with_its_partitions(mill, server):
+    days = mill.folder / "days"
+    for number, day in enumerate(("date=2026-01-01", "date=2026-01-02", "date=2026-02-01")):
+        (days / day).mkdir(parents=True)
+        shutil.copy(mill.photos / f"{number:04d}.jpg", days / day)
+    settings = ["--model", "tiny", "--table", "history", "--partitions", "date=2026-01-*", "--store", mill.store]
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "backfill", str(days), *settings, "--json"],
+        capture_output=True,
+        text=True,
+        cwd=mill.folder,
+        env=mill.environment(PREFECT_API_URL=server.url),
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 2
+    runs = [run for run in server.ask("flow_runs/filter") if run["parameters"].get("table") == "history"]
+    assert {run["name"]: run["state_name"] for run in runs} == {
+        "history ← date=2026-01-* with tiny": "Completed",
+        f"history ← date=2026-01-01 with {MODEL}": "Completed",
+        f"history ← date=2026-01-02 with {MODEL}": "Completed",
+    }
+    (whole,) = (run for run in runs if "partitions" in run["parameters"])
+    shown = json.loads(server.artifacts(whole)["history-partitions"]["data"])
+    assert [(row["partition"], row["rows"]) for row in shown] == [("date=2026-01-01", 1), ("date=2026-01-02", 1)]
 
 
 @pytest.mark.parametrize("by", ["environment", "profile"])

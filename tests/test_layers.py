@@ -63,6 +63,7 @@ HEAVY = {"torch", "torchvision", "prefect", "pyarrow", "duckdb", "onnxruntime", 
         pytest.param("from flows.__main__ import main; main(['predict', '--help'])", HEAVY, id="help of predict"),
         pytest.param("from flows.__main__ import main; main(['predcit'])", HEAVY, id="unknown command"),
         pytest.param("import flows.predict", {"torch", "torchvision", "skimage", "sklearn"}, id="flow"),
+        pytest.param("import flows.backfill", {"torch", "torchvision", "skimage", "sklearn"}, id="backfill"),
         pytest.param("import flows.order", {"torch", "torchvision", "prefect"}, id="without Prefect"),
         pytest.param(
             "import tasks.slot, tasks.pipeline, models.runtime.predictor",

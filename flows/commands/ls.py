@@ -68,6 +68,7 @@ def _for_people(entry: dict[str, Any]) -> dict[str, object]:
 
 
 def size(count: float) -> str:
+    """Bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -9,6 +9,7 @@ Engine = Literal["auto", "onnxruntime", "openvino"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "fp16", "int8"]
 ImageFormat = Literal["png", "jpeg", "webp"]
+Scope = Literal["table", "source"]
 
 # Settings are shown in Prefect, in logs and in plans, so a URI must not hold `user:password@`. A path may contain an @.
 _NO_CREDENTIALS = r"^(?![^/?#]+://[^/?#]*@)"

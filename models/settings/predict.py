@@ -5,7 +5,16 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from models.settings.fields import Device, Engine, ImageFormat, Settings, TableName, uri_field, without_credentials
+from models.settings.fields import (
+    Device,
+    Engine,
+    ImageFormat,
+    Scope,
+    Settings,
+    TableName,
+    uri_field,
+    without_credentials,
+)
 
 OVERLAP = 0.2  # of tiles, unless the settings say otherwise
 
@@ -67,6 +76,13 @@ class PredictSettings(Settings):
     retry_unreadable: Annotated[
         bool, Field(description="Claim again the images whose last row is unreadable or missing.")
     ] = False
+    scope: Annotated[
+        Scope,
+        Field(
+            description="table: finish whatever earlier runs left open in the table; source: only what they claimed "
+            "from this very source."
+        ),
+    ] = "table"
     engine: Annotated[
         Engine, Field(description="What runs the model; auto takes the fastest that agrees with PyTorch.")
     ] = "auto"
