@@ -4,6 +4,7 @@ So a run knows what became of it whatever became of its slots, and shows progres
 """
 
 from collections import defaultdict
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,12 +18,12 @@ READERS = 16  # on an object store a footer is a few round trips
 class Arrivals:
     """The parts of one model that appear after it was made."""
 
-    def __init__(self, table: Table, model: str, run: str):
-        """`run`: what this run's slots note in their parts."""
+    def __init__(self, table: Table, model: str, run: str, plans: Collection[int] | None = None):
+        """`run`: what this run's slots note in their parts; `plans`: those whose shards it works on, by default all."""
         self._table = table
         self._model = model
         self._run = run
-        open_shards = table.open_shards(model)
+        open_shards = table.open_shards(model, plans)
         self._known = table.part_names(model)
         self._open = {shard.file_name for shard in open_shards}
         self._total = sum(shard.images for shard in open_shards)

@@ -330,12 +330,11 @@ def deployed(production: Production, bucket: Bucket) -> str:
 
 
 def test_everything_is_deployed(production, deployed):
-    found = {}
-    for name in ("predict/hourly", "predict/backfill", "ingest/nightly", "train/weekly", "evaluate/daily"):
-        found[name] = production.deployment(name)
-    found["pipeline/manual"] = production.deployment("pipeline/manual")
+    on_gpu = ["predict/hourly", "predict/backfill", "train/weekly", "pipeline/manual"]
+    on_cpu = ["ingest/nightly", "evaluate/daily", "vacuum/weekly"]
+    found = {name: production.deployment(name) for name in on_gpu + on_cpu}
     pools = {name: one["work_pool_name"] for name, one in found.items()}
-    assert pools == {name: "cpu" if name in ("ingest/nightly", "evaluate/daily") else "gpu" for name in found}
+    assert pools == dict.fromkeys(on_gpu, "gpu") | dict.fromkeys(on_cpu, "cpu")
     scheduled = {name: [one["schedule"]["timezone"] for one in made["schedules"]] for name, made in found.items()}
     assert scheduled == {
         name: [] if name in ("predict/backfill", "pipeline/manual") else ["Europe/Berlin"] for name in found

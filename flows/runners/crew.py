@@ -74,7 +74,7 @@ def work_elsewhere(
     if not slots:
         return []
     store = normalise(store)
-    arrivals = Arrivals(Table(store, planned.table), planned.model, run)
+    arrivals = Arrivals(Table(store, planned.table), planned.model, run, planned.plans)
     start = time.monotonic()
     try:
         crew.start([SlotOrder(store, settings, planned, slot, slots, run, our_version()) for slot in range(slots)])

@@ -22,7 +22,7 @@ def work_here(order: SlotOrder, share: float = 1.0, is_wanted: Callable[[], bool
     """
     with log_to_prefect():
         check_version(order.version)
-        check_sight(Table(order.store, order.planned.table), order.planned.model)
+        check_sight(Table(order.store, order.planned.table), order.planned.model, order.planned.plans)
         artifact = SlotArtifact(order.planned.table, order.slot, order.slots)
         report = steps.work(
             order.store,
