@@ -109,7 +109,9 @@ _DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
         "scratch": _Defaults(epochs=60, batch_size=32, lr=1e-3, augment="none", ema=0.99),
     },
 }
-_CRITIC_STEPS = {"wgan_gp": 5}  # Arjovsky et al., algorithm 1
+# Arjovsky et al. take 5 at a rate of .00005. At one as high as ours the critic keeps up with fewer, and the generator
+# learns more often in the same time.
+_CRITIC_STEPS = {"wgan_gp": 2}
 _PENALTY = 10.0  # Gulrajani et al., algorithm 1
 _SGD_TO_ADAMW = 10.0  # plain gradients want about so much more
 
@@ -179,7 +181,7 @@ def resolve(settings: Training) -> Recipe:
         warmup_epochs=settings.warmup_epochs,
         label_smoothing=defaults.label_smoothing if settings.label_smoothing is None else settings.label_smoothing,
         accumulate=settings.accumulate,
-        clip_norm=settings.clip_norm,
+        clip_norm=(0.0 if generates else 1.0) if settings.clip_norm is None else settings.clip_norm,
         ema=defaults.ema if settings.ema is None else settings.ema,
         patience=settings.patience,
         balance=settings.balance,

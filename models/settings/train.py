@@ -81,7 +81,10 @@ class Training(Settings):
         Field(ge=0, lt=1, description="Share of each target spread over classes; by default .1 for whole classifiers."),
     ] = None
     accumulate: Annotated[int, Field(ge=1, description="Batches per update of the weights.")] = 1
-    clip_norm: Annotated[float, Field(ge=0, description="Largest norm of the gradient; 0: no limit.")] = 1.0
+    clip_norm: Annotated[
+        float | None,
+        Field(ge=0, description="Largest norm of the gradient, by default 1, of generators 0; 0: no limit."),
+    ] = None
     ema: Annotated[
         float | None,
         Field(
@@ -134,7 +137,7 @@ class Training(Settings):
     critic_steps: Annotated[
         int | None,
         Field(
-            ge=1, description="Generators: updates of the discriminator for each of the generator; wgan_gp 5, else 1."
+            ge=1, description="Generators: updates of the discriminator for each of the generator; wgan_gp 2, else 1."
         ),
     ] = None
     critic_lr_factor: Annotated[
