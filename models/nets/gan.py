@@ -158,7 +158,7 @@ def _initialise(network: nn.Module) -> None:
 
 
 def _keep_scale(network: nn.Module) -> None:
-    """He et al., arXiv 1502.01852: where no BatchNorm follows, weights of .02 would let the signal fade at each layer."""
+    """He et al., arXiv 1502.01852: without a BatchNorm, weights of .02 let the signal fade from layer to layer."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, a=0.2)
