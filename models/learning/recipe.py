@@ -112,6 +112,9 @@ _DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
 # Arjovsky et al. take 5 at a rate of .00005. At one as high as ours the critic keeps up with fewer, and the generator
 # learns more often in the same time.
 _CRITIC_STEPS = {"wgan_gp": 2}
+# Of each class the discriminator sees few images, which it would soon know by heart. Where there are no classes it only
+# hinders.
+_AUGMENT: dict[str, Augment] = {"conditional_gan": "light"}
 _PENALTY = 10.0  # Gulrajani et al., algorithm 1
 _SGD_TO_ADAMW = 10.0  # plain gradients want about so much more
 
@@ -172,7 +175,7 @@ def resolve(settings: Training) -> Recipe:
         lr=lr,
         backbone_lr_factor=settings.backbone_lr_factor,
         unfreeze_epochs=settings.unfreeze_epochs,
-        augment=settings.augment or defaults.augment,
+        augment=settings.augment or _AUGMENT.get(settings.model, defaults.augment),
         flip=settings.flip,
         mosaic=settings.mosaic,
         multi_scale=settings.multi_scale,

@@ -57,7 +57,8 @@ class Training(Settings):
         Augment | None,
         Field(
             description="How much training images are varied; by default light, for a classifier's features none. Of "
-            "generators none; else real and made ones, differentiably (DiffAugment), for a few hundred images or less."
+            "generators real and made ones, differentiably (DiffAugment): by default light for conditional_gan, else "
+            "none; for a few hundred images or less."
         ),
     ] = None
     flip: Annotated[
