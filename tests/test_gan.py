@@ -113,6 +113,15 @@ def test_weights_start_as_the_paper_has_them(name):
     assert len(in_discriminator) == (0 if name == "wgan_gp" else 3)  # in all blocks but the first; a critic has none
 
 
+def test_the_signal_neither_fades_nor_grows_in_an_untrained_critic():
+    discriminator = build_untrained(lambda: gan.build("wgan_gp", 0, 128)).discriminator
+    features = torch.randn(16, 3, 128, 128)
+    with torch.no_grad():
+        for block in discriminator.blocks:
+            features = block(features)
+            assert 0.5 < features.square().mean().sqrt() < 2
+
+
 def test_the_projection_discriminator_adds_the_class_to_the_logit():
     discriminator = build_untrained(lambda: gan.build("conditional_gan", 4, 32)).discriminator
     discriminator.requires_grad_(False)
@@ -466,6 +475,21 @@ def test_settings_that_mean_nothing_are_refused(model, changes, message):
 )
 def test_the_usual_mode(model, weights, mode):
     assert resolve(Training(model=model, weights=weights)).mode == mode
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "expected"),
+    [
+        pytest.param("dcgan", {}, ("none", 0.0, 1), id="dcgan"),
+        pytest.param("wgan_gp", {}, ("none", 0.0, 2), id="critic"),
+        pytest.param("conditional_gan", {}, ("light", 0.0, 1), id="few images of each class"),
+        pytest.param("conditional_gan", {"augment": "none", "clip_norm": 1.0}, ("none", 1.0, 1), id="asked for"),
+        pytest.param("resnet18", {}, ("light", 1.0, 1), id="no generator"),
+    ],
+)
+def test_the_usual_updates(model, changes, expected):
+    usual = resolve(Training(model=model, **changes))
+    assert (usual.augment, usual.clip_norm, usual.critic_steps) == expected
 
 
 def test_a_size_that_is_not_built_for():
