@@ -176,7 +176,7 @@ def _say(which: str, row: Mapping[str, Any]) -> None:
 
 
 def _shown(value: object) -> str:
-    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _print(cells: Sequence[object]) -> None:
