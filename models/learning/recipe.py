@@ -93,7 +93,7 @@ _DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
     },
     Task.EMBED: {
         # What is varied at random is to be encoded, too, and is no anomaly any more: unvaried images are the rule.
-        # 16 px digits, 8 numbers, one seed: the rate of .004 reaches a squared error of .005 in 40 epochs, where as many
+        # 16 px digits, 8 numbers, one seed: a rate of .004 reaches a squared error of .005 in 40 epochs, where as many
         # components of PCA leave .013 (benchmarks.generative).
         "features": _Defaults(epochs=30, batch_size=32, lr=4e-3, augment="none"),
         "finetune": _Defaults(epochs=30, batch_size=32, lr=2e-3, augment="none"),
