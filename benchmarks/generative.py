@@ -139,7 +139,7 @@ def augmentation(place: Place, seed: int, per_class: int = 10, made_per_class: i
     )
     generate(store, made)
     found = {}
-    for name, extra, epochs in (("real", None, 88), ("real and made", "made", 8)):  # as many updates
+    for name, extra, epochs in (("real", None, 88), ("real and made", "made", 8)):  # 352 and 280 updates
         settings = TrainSettings(
             dataset="few",
             extra_data=extra,
