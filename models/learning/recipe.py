@@ -113,8 +113,9 @@ _DEFAULTS: dict[Task, dict[Mode, _Defaults]] = {
 # Arjovsky et al. take 5 at a rate of .00005. At one as high as ours the critic keeps up with fewer, and the generator
 # learns more often in the same time.
 _CRITIC_STEPS = {"wgan_gp": 2}
-# Of each class the discriminator sees few images, which it would soon know by heart. Where there are no classes it only
-# hinders.
+# Of each class the discriminator sees few images, which it would soon know by heart: 16 px digits get worse after nine
+# epochs without variations (Fréchet distance of seed 0: 13.8, accuracy .989), and with them after 17 (11.6 and .996;
+# benchmarks.generative).
 _AUGMENT: dict[str, Augment] = {"conditional_gan": "light"}
 _PENALTY = 10.0  # Gulrajani et al., algorithm 1
 _SGD_TO_ADAMW = 10.0  # plain gradients want about so much more
