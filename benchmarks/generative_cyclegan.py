@@ -1,20 +1,12 @@
 """What a translator makes of digits: as they were drawn into another style, judged by a classifier of that style.
 
-    python -m benchmarks.generative_cyclegan                            every style
-    python -m benchmarks.generative_cyclegan --styles ink --seeds 0 1
-
-The two data sets show different digits: what of one image belongs to another is never shown. Everything goes through
-what the commands call. Of the test images, by the exported ONNX file: `accuracy`, how many translated digits are
-recognised by a support vector machine that has learnt real digits of the target's style and no translated ones, beside
-`real`, that of real digits of that style; `L1 to true`, how far a translation is from the same digit in the target's
-style, which no training sees. `cycle L1` is that of the last validation; both are of levels from 0 to 1. Seconds are
-those of the processor, start to end, so that others at work hardly change them.
+Part of benchmarks.generative. The two data sets show different digits: what of one image belongs to another is never
+shown. Of the test images: `accuracy`, how many translated digits are recognised by a support vector machine that has
+learnt real digits of the target's style and no translated ones, beside `real`, that of real digits of that style;
+`L1 to true`, how far a translation is from the same digit in the target's style, which no training sees. `cycle L1` is
+that of the last validation; both are of levels from 0 to 1. No weight keeps colours as they are: they are to change.
 """
 
-import argparse
-import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.generative_vae import show
 from models.runtime.engine import open_engine
 from models.settings.ingest import IngestSettings
 from models.settings.train import TrainSettings
@@ -60,7 +51,7 @@ STYLES: dict[str, Style] = {
 }
 
 
-def cyclegan(store: str, scratch: Path, style: str, seed: int, epochs: int, identity_weight: float) -> Row:
+def cyclegan(store: str, scratch: Path, style: str, seed: int, epochs: int = EPOCHS) -> Row:
     """Trains one translator, and returns its figures on digits that neither data set has shown."""
     ink, classes = digits(scratch / "source")
     order = np.random.default_rng(seed).permutation(len(ink))
@@ -83,7 +74,6 @@ def cyclegan(store: str, scratch: Path, style: str, seed: int, epochs: int, iden
             name=f"{style}-{seed}",
             image_size=SIDE,
             epochs=epochs,
-            identity_weight=identity_weight,
             flip=False,
             judge="pixels",
             seed=seed,
@@ -141,30 +131,3 @@ def recogniser(images: NDArray[np.uint8], classes: NDArray[np.int64]) -> Callabl
 
     machine = SVC(C=10, gamma="scale").fit(images.reshape(len(images), -1) / 255.0, classes)
     return lambda seen: machine.predict(seen.reshape(len(seen), -1) / 255.0)
-
-
-def main() -> None:
-    """Prints one row per style and seed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--styles", nargs="+", choices=STYLES, default=[*STYLES])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--identity-weight", type=float, default=0.0, help="colours are to change")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with tempfile.TemporaryDirectory(prefix="pixelmill-cyclegan-") as folder:
-        scratch = Path(folder)
-        os.environ["PIXELMILL_TRAINING"] = str(scratch / "training")
-        store = str(scratch / "mill")
-        weight = arguments.identity_weight
-        show(
-            [
-                cyclegan(store, scratch, style, seed, arguments.epochs, weight)
-                for style in arguments.styles
-                for seed in arguments.seeds
-            ]
-        )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,13 @@
 """What an autoencoder keeps of digits, beside PCA of the same dimension, and how strange a digit is that it never saw.
 
-    python -m benchmarks.generative_vae                      the error of what comes back, and each digit left out
-    python -m benchmarks.generative_vae --left-out 0 1       only these
-    python -m benchmarks.generative_vae --source FOLDER      a folder per class, such as MNIST as PNG files
-
-Everything goes through what the commands call; figures are those of the test split, by the exported ONNX files. Of a
-class that is left out all images are test images, and their AUROC is against the other test images. `nearest` is that
-of the distance to the nearest training image, pixel by pixel: what needs all of them at hand. Seconds are those of the
-processor, start to end, so that others at work hardly change them.
+Part of benchmarks.generative. Of a class that is left out all images are test images, and their AUROC is against the
+other test images. `nearest` is that of the distance to the nearest training image, pixel by pixel: what needs all of
+them at hand.
 """
 
-import argparse
-import logging
-import os
 import shutil
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +20,6 @@ from tasks import registry
 from tasks.calibration import prepared_images
 from tasks.datasets import datasets
 from tasks.datasets.ingest import ingest
-from tasks.digits import write_digits
 from tasks.train import train
 
 SIDE = 16  # pixels
@@ -106,38 +96,3 @@ def nearest(learnt: NDArray[np.uint8], seen: NDArray[np.uint8]) -> NDArray[np.fl
 
 def _flat(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     return images.reshape(len(images), -1) / 255.0
-
-
-def show(rows: Sequence[Row]) -> None:
-    """Prints rows as a Markdown table."""
-    print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
-    for row in rows:
-        cells = ["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()]
-        print("| " + " | ".join(cells) + " |", flush=True)
-
-
-def main() -> None:
-    """Prints one row per class that is left out, and one for none."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, help="a folder per class; by default digits")
-    parser.add_argument("--left-out", nargs="*", help="classes; by default each in turn, and none")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with tempfile.TemporaryDirectory(prefix="pixelmill-vae-") as folder:
-        scratch = Path(folder)
-        os.environ["PIXELMILL_TRAINING"] = str(scratch / "training")
-        source = arguments.source or scratch / "source"
-        if arguments.source is None:
-            write_digits(source)
-        classes = sorted(path.name for path in source.iterdir() if path.is_dir())
-        wanted = [None, *classes] if arguments.left_out is None else [*(arguments.left_out or [None])]
-        store = str(scratch / "mill")
-        show(
-            [vae(store, source, scratch, which, seed, arguments.epochs) for which in wanted for seed in arguments.seeds]
-        )
-
-
-if __name__ == "__main__":
-    main()

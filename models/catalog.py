@@ -107,7 +107,7 @@ def _segmenter(family: str, builder: str, backbone: str | None = None, weights: 
 def _gan(builder: str, is_conditional: bool = False) -> Entry:
     # The whole middle of an image: what is made has its proportions, and no padding.
     rule = ResizeRule("crop", 32, 32, short_side=32)
-    sizes = (32, 64, 128)
+    sizes = (16, 32, 64, 128)
     return Entry(Task.GENERATE, "gan", builder, input=rule, sizes=sizes, is_conditional=is_conditional)
 
 

@@ -30,16 +30,17 @@ that the critic must not mix the images of a batch: it has no BatchNorm.
 
 conditional_gan (Mirza and Osindero, arXiv 1411.1784; Miyato and Koyama, arXiv 1802.05637). G is also told a class y:
 the class's embedding, learned, stands beside the latent. D asks whether the image is real *and* of that class, by a
-projection (equation 3 of the second paper, with φ the features of the image, summed over their map)
+projection (equation 3 of the second paper, with φ the features of the image)
 
-    s(x, y) = yᵀ V φ(x) + ψ(φ(x))
+    s(x, y) = ⟨V_y, φ(x)⟩ + ψ(φ(x))
 
-One part says how real the image is, the other how well it fits the row of V that belongs to the class. All layers of D
-are divided by their largest singular value (spectral normalisation; Miyato et al., arXiv 1802.05957), which bounds its
-slope without a penalty.
+One part says how real the image is, the other how well it fits the V that belongs to the class. All else is DCGAN's.
+The paper adds up the features over their map and bounds D's slope by spectral normalisation (arXiv 1802.05957); here φ
+is the whole map of 4×4, because where a stroke is tells one class from another, and BatchNorm stays.
 
 What differs from the papers: channels. DCGAN's first map has 1,024 channels at 64 pixels. Here the last map before the
 image has 32, which doubles from there down to 4×4 and ends at 512: 128 at 32 pixels, which a CPU learns in minutes.
+And the critic starts from weights that keep the scale of what passes, since no BatchNorm mends it.
 """
 
 import math
@@ -50,7 +51,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from models.card import Card
 from models.nets.parts import Parts
@@ -92,40 +92,37 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """images [batch, 3, size, size], -1…1 → logits [batch]: the higher, the more real.
 
-    `norm`: batch (DCGAN), none (a critic) or spectral (with the projection of `num_classes`, if there are any).
+    `has_norms`: BatchNorms but in the first layer; a critic has none. With classes it is a projection discriminator.
     """
 
-    def __init__(self, num_classes: int, size: int, norm: str):
+    def __init__(self, num_classes: int, size: int, has_norms: bool):
         super().__init__()
         channels = _channels(size)  # from the image on
         self.blocks = nn.ModuleList()
         for level, (before, after) in enumerate(pairwise((3, *channels))):
-            has_norm = norm == "batch" and level > 0
+            has_norm = has_norms and level > 0
             layers: list[nn.Module] = [
                 nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not has_norm),
                 *([nn.BatchNorm2d(after)] if has_norm else []),
                 nn.LeakyReLU(0.2),
             ]
             self.blocks.append(nn.Sequential(*layers))
-        # DCGAN's last convolution sees the whole map; a projection wants one vector per image.
-        self.pools = norm == "spectral"
-        self.judge = nn.Conv2d(channels[-1], 1, 1 if self.pools else _SMALLEST_MAP)
-        self.project = nn.Embedding(num_classes, channels[-1]) if num_classes else None
+        self.judge = nn.Conv2d(channels[-1], 1, _SMALLEST_MAP)  # sees the whole map
+        self.project = nn.Conv2d(channels[-1], num_classes, _SMALLEST_MAP, bias=False) if num_classes else None
         _initialise(self)
-        if norm == "spectral":
-            _bound_slopes(self)
+        if not has_norms:
+            _keep_scale(self)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """See the class; labels int64 [batch] only where there are classes."""
         features = images
         for block in self.blocks:
             features = block(features)  # [batch, channels, 4, 4] at last
-        if not self.pools:
-            return self.judge(features).flatten()
-        features = features.sum(dim=(2, 3), keepdim=True)  # [batch, channels, 1, 1]
         logits = self.judge(features).flatten()
         if self.project is not None:
-            logits = logits + (self.project(labels) * features[:, :, 0, 0]).sum(dim=1)
+            assert labels is not None
+            of_classes = self.project(features).flatten(1)  # [batch, classes]
+            logits = logits + of_classes.gather(1, labels[:, None])[:, 0]
         return logits
 
 
@@ -134,17 +131,14 @@ class Adversaries(nn.Module):
 
     latent_size = LATENT_SIZE
 
-    def __init__(self, num_classes: int, size: int, norm: str):
+    def __init__(self, num_classes: int, size: int, has_norms: bool):
         super().__init__()
         self.generator = Generator(num_classes, size)
-        self.discriminator = Discriminator(num_classes, size, norm)
+        self.discriminator = Discriminator(num_classes, size, has_norms)
 
     def forward(self, latent: Tensor, labels: Tensor | None = None) -> Tensor:
         """As the generator."""
         return self.generator(latent, labels)
-
-
-_NORMS = {"dcgan": "batch", "wgan_gp": "none", "conditional_gan": "spectral"}
 
 
 def _channels(size: int) -> list[int]:
@@ -163,16 +157,16 @@ def _initialise(network: nn.Module) -> None:
             nn.init.normal_(module.weight, 1.0, 0.02)
 
 
-def _bound_slopes(network: nn.Module) -> None:
-    """Normalises all layers; of weights as they are now, since the estimate of the singular values starts from them."""
-    for module in list(network.modules()):
-        if isinstance(module, nn.Conv2d | nn.Embedding):
-            spectral_norm(module)
+def _keep_scale(network: nn.Module) -> None:
+    """He et al., arXiv 1502.01852: without a BatchNorm, weights of .02 let the signal fade from layer to layer."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, a=0.2)
 
 
 def build(builder: str, num_classes: int, size: int) -> Adversaries:
     """An untrained pair for images of `size` pixels to a side, a power of two; num_classes 0: it knows none."""
-    return Adversaries(num_classes, size, _NORMS[builder]).eval()
+    return Adversaries(num_classes, size, has_norms=builder != "wgan_gp").eval()
 
 
 build_for_training = build  # all of it is published: who learns on from it needs the discriminator, too

@@ -57,7 +57,8 @@ class Training(Settings):
         Augment | None,
         Field(
             description="How much training images are varied; by default light, for a classifier's features none. Of "
-            "generators none; else real and made ones, differentiably (DiffAugment), for a few hundred images or less."
+            "generators real and made ones, differentiably (DiffAugment): by default light for conditional_gan, else "
+            "none; for a few hundred images or less."
         ),
     ] = None
     flip: Annotated[
@@ -81,7 +82,10 @@ class Training(Settings):
         Field(ge=0, lt=1, description="Share of each target spread over classes; by default .1 for whole classifiers."),
     ] = None
     accumulate: Annotated[int, Field(ge=1, description="Batches per update of the weights.")] = 1
-    clip_norm: Annotated[float, Field(ge=0, description="Largest norm of the gradient; 0: no limit.")] = 1.0
+    clip_norm: Annotated[
+        float | None,
+        Field(ge=0, description="Largest norm of the gradient, by default 1, of generators 0; 0: no limit."),
+    ] = None
     ema: Annotated[
         float | None,
         Field(
@@ -134,7 +138,7 @@ class Training(Settings):
     critic_steps: Annotated[
         int | None,
         Field(
-            ge=1, description="Generators: updates of the discriminator for each of the generator; wgan_gp 5, else 1."
+            ge=1, description="Generators: updates of the discriminator for each of the generator; wgan_gp 2, else 1."
         ),
     ] = None
     critic_lr_factor: Annotated[
