@@ -25,6 +25,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
 
 from flows.partitions import STRIKES, left_open, not_tried, settings_of
 from models.errors import NotFound, PixelmillError, TransientError, UsageError
@@ -54,9 +55,11 @@ def run_on_deployment(
 ) -> dict[str, str]:
     """Runs the partitions on the deployment of the settings, and says of each that is not complete why.
 
-    Raises UsageError when there is no such deployment, or it refuses the parameters; PixelmillError when Prefect does
-    not answer any more. The runs go on without this process.
+    Raises UsageError when there is no such deployment, no server, or it refuses the parameters; PixelmillError when
+    Prefect does not answer any more. The runs go on without this process.
     """
+    if not get_current_settings().api.url:  # Prefect would start a server of its own, which no worker knows
+        raise UsageError(f"runs of deployment {settings.deployment} need a Prefect server: set PREFECT_API_URL")
     with get_client(sync_client=True) as client:
         runs = _Runs(client, store, settings, survey, report)
         try:
