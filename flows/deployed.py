@@ -50,16 +50,20 @@ ACTIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 _Answer = TypeVar("_Answer")
 
 
+def check_server(deployment: str) -> None:
+    """Raises UsageError when no server is configured: Prefect would start one of its own, which no worker knows."""
+    if not get_current_settings().api.url:
+        raise UsageError(f"runs of deployment {deployment} need a Prefect server that they reach: set PREFECT_API_URL")
+
+
 def run_on_deployment(
     store: str, settings: BackfillSettings, survey: Survey, todo: Sequence[Partition], report: Report
 ) -> dict[str, str]:
     """Runs the partitions on the deployment of the settings, and says of each that is not complete why.
 
-    Raises UsageError when there is no such deployment, no server, or it refuses the parameters; PixelmillError when
-    Prefect does not answer any more. The runs go on without this process.
+    Raises UsageError when there is no such deployment, or it refuses the parameters; PixelmillError when Prefect does
+    not answer any more. The runs go on without this process.
     """
-    if not get_current_settings().api.url:  # Prefect would start a server of its own, which no worker knows
-        raise UsageError(f"runs of deployment {settings.deployment} need a Prefect server: set PREFECT_API_URL")
     with get_client(sync_client=True) as client:
         runs = _Runs(client, store, settings, survey, report)
         try:
