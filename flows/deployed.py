@@ -25,6 +25,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
 
 from flows.partitions import STRIKES, left_open, not_tried, settings_of
 from models.errors import NotFound, PixelmillError, TransientError, UsageError
@@ -47,6 +48,12 @@ PAGE = 200
 ACTIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 
 _Answer = TypeVar("_Answer")
+
+
+def check_server(deployment: str) -> None:
+    """Raises UsageError when no server is configured: Prefect would start one of its own, which no worker knows."""
+    if not get_current_settings().api.url:
+        raise UsageError(f"runs of deployment {deployment} need a Prefect server that they reach: set PREFECT_API_URL")
 
 
 def run_on_deployment(

@@ -17,7 +17,9 @@ DRAIN_S = 20.0
 def run_recorded(name: str, store: str, settings: Settings, watch: Watch) -> Any:
     """Runs the flow of that name, flows.NAME:NAME, in this process; Prefect records it."""
     pool = getattr(settings, "runner", "").partition(":")[2]
-    with prefect_api(f"flows.{name}", f"workers of pool {pool}" if pool else ""):
+    deployment = getattr(settings, "deployment", None)
+    others = f"workers of pool {pool}" if pool else f"runs of deployment {deployment}" if deployment else ""
+    with prefect_api(f"flows.{name}", others):
         import httpx
 
         from flows import recording

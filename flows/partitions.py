@@ -74,7 +74,8 @@ def backfill(
     """Surveys the partitions and runs those where an image has no row. Raises Unfinished when some stay incomplete."""
     start = time.monotonic()
     survey = find_out(store, settings)
-    todo = [partition for partition in survey.partitions if partition.left or settings.retry_unreadable]
+    again = settings.retry_unreadable
+    todo = [partition for partition in survey.partitions if partition.left or (again and partition.images)]
     log.info("%d of %d partitions are to be run", len(todo), len(survey.partitions))
     table = Table(normalise(store), settings.table)
     sources = [partition.uri for partition in survey.partitions]

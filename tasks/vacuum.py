@@ -31,7 +31,7 @@ log = logging.getLogger("pixelmill")
 
 _VERSION = re.compile(r"[0-9a-f]{12}")
 _TRAINING = re.compile(r"[0-9a-f]{24}")
-_SCRATCH = re.compile(r"pixelmill-((plan|verify|query|export|evaluate|train|unpacked|fp16)-)?[a-z0-9_]{8}")
+_SCRATCH = re.compile(r"pixelmill-((plan|verify|query|export|evaluate|train|backfill|unpacked|fp16)-)?[a-z0-9_]{8}")
 _REFERENCE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)@([0-9a-f]{12})")
 
 # A version is complete a moment after its last file is there; even a slow export of a large model takes minutes.
@@ -119,8 +119,8 @@ def _unfinished_versions(storage: Storage, store: str, older_than_s: float, now:
 
 
 def _content(storage: Storage, folder: str, now: float) -> tuple[list[str], int, float]:
-    """The files directly in a folder, their bytes, and the age of the youngest."""
-    states = [state for name in storage.names(folder) if (state := storage.state(join(folder, name))) is not None]
+    """All files of a version, those in evaluations/ and samples/ too, their bytes, and the age of the youngest."""
+    states = list(storage.walk(folder, recursive=True, ignore=lambda name, is_folder: None, ignored={}))
     times = [written for state in states if (written := storage.modified_at(state.uri)) is not None]
     return [state.uri for state in states], sum(s.bytes for s in states), now - max(times, default=now)
 
@@ -132,8 +132,9 @@ def _remove_files(storage: Storage, folder: str, files: list[str], unless: str |
             return False
         storage.remove(uri)
     if not folder.startswith("s3://"):
-        with contextlib.suppress(OSError):  # something else is in it
-            os.rmdir(local_path(folder))
+        for path, _, _ in os.walk(local_path(folder), topdown=False):
+            with contextlib.suppress(OSError):  # something else is in it
+                os.rmdir(path)
     return True
 
 
@@ -174,7 +175,7 @@ def _old_versions(storage: Storage, store: str, keep: int, older_than_s: float, 
                     if reference in _named(storage, store):  # by a run or a promotion since
                         return False
                     # Without its card nobody can resolve it; if this is killed, the rest is an unfinished version.
-                    return _remove_files(storage, folder, sorted(files, key=lambda uri: not uri.endswith("/card.json")))
+                    return _remove_files(storage, folder, sorted(files, key=lambda uri: uri != join(folder, CARD_FILE)))
 
                 yield Leftover("old version", folder, size, int(age_s), remove)
 

@@ -293,6 +293,15 @@ def test_a_backfill_passes_over_what_is_complete(mill):
     assert done.rows == 3
 
 
+def test_retries_pass_over_a_partition_without_images(mill):
+    """Predict would refuse it, and with that end the others."""
+    (mill.photos / "date=2026-01-02x").mkdir()
+    mill.backfill(fake)
+    ran = []
+    mill.backfill(lambda store, settings: ran.append(settings.source), retry_unreadable=True)
+    assert ran == [str(mill.photos / day) for day in mill.days]
+
+
 def test_a_partition_that_fails_does_not_keep_the_others(mill):
     def predict(store: str, settings: PredictSettings) -> None:
         if settings.source.endswith(mill.days[1]):
@@ -398,6 +407,12 @@ def test_the_command(mill, capsys):
         pytest.param(["--partitions", "*", "--from", "May"], "--from: expected a date like 2026-01-15", id="from"),
         pytest.param(["--partitions", "*", "--deployment", "predict"], "--deployment 'predict'", id="deployment"),
         pytest.param(["--partitions", "none*", "--direct"], "no folder below", id="nothing there"),
+        pytest.param(["--partitions", "*", "--deployment", "a/b"], "set PREFECT_API_URL", id="no server"),
+        pytest.param(
+            ["--partitions", "date=*1", "--deployment", "a/b", "--direct"],
+            "set PREFECT_API_URL",
+            id="no server, directly",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(mill, capsys, wrong, complaint):

@@ -304,6 +304,32 @@ def test_a_worker_of_systemd_has_one_gpu_and_one_run():
     assert "--limit 1 " in unit
 
 
+def test_the_model_of_the_readme_is_the_one_that_is_deployed():
+    deployments = yaml.safe_load((DEPLOY / "prefect.yaml").read_text())["deployments"]
+    [model] = {d["parameters"]["model"] for d in deployments if d["entrypoint"] == "flows.predict.predict"}
+    assert [f"{name}@production" for name in re.findall(r"^pixelmill promote (\S+)$", README, re.MULTILINE)] == [model]
+
+
+@pytest.mark.parametrize("place", ["systemd", "compose"])
+def test_every_pool_of_the_deployments_has_a_worker(place):
+    deployments = yaml.safe_load((DEPLOY / "prefect.yaml").read_text())["deployments"]
+    units = "".join(path.read_text() for path in (DEPLOY / "systemd").glob("*.service"))
+    services = [" ".join(service.get("command", [])) for service in COMPOSE["services"].values()]
+    text = units if place == "systemd" else "\n".join(services)
+    pools = {deployment["work_pool"]["name"] for deployment in deployments}
+    assert pools == set(re.findall(r"--pool (\w+)", text))
+
+
+def test_setup_names_the_variable_that_is_not_set():
+    """Those that prefect.yaml reads; without one, Prefect would deploy an empty text."""
+    named = set(re.findall(r"\{\{ \$(\w+) \}\}", (DEPLOY / "prefect.yaml").read_text())) | {"PREFECT_API_URL"}
+    for missing in named:
+        given = dict.fromkeys(named - {missing}, "x") | {"PATH": "/nowhere"}
+        done = subprocess.run(["/bin/sh", str(DEPLOY / "setup.sh")], env=given, capture_output=True, text=True)
+        assert f"{missing}: is not set" in done.stderr
+        assert done.returncode
+
+
 def test_secrets_have_no_value_anywhere():
     example = env_file("secrets.env.example")
     assert set(example) == set(SECRETS)

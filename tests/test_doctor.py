@@ -63,6 +63,14 @@ def test_a_store_that_is_not_there_yet_is_not_made(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("below", ["", "mill", "deep/mill"])
+def test_a_file_where_the_store_would_be(tmp_path, below):
+    (tmp_path / "file").touch()
+    [found] = check_store(str(tmp_path / "file" / below))
+    assert (found.check, found.state) == ("store", "problem")
+    assert f"{tmp_path / 'file'} is a file, and a store is a folder" in found.found
+
+
 def test_a_read_only_folder():
     """As another user: root may write everywhere. Not in pytest's folder, which is closed to others."""
     code = (

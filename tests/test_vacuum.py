@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import threading
 import time
@@ -213,7 +214,8 @@ def test_folders_of_commands_at_work_are_not_taken_however_small_the_age(root, t
 
 def test_scratch_folders_of_killed_commands(root, tmp_path):
     """One of a plan that was killed, one at work, and others' that are not ours to take."""
-    names = ("pixelmill-plan-ab_d1234", "pixelmill-query-ab_d1234", "pixelmill-photos", "pixelmill-plan-of-mine", "x")
+    ours = ("pixelmill-plan-ab_d1234", "pixelmill-backfill-ab_d1234")
+    names = (*ours, "pixelmill-query-ab_d1234", "pixelmill-photos", "pixelmill-plan-of-mine", "x")
     folders = {name: Path(tempfile.gettempdir(), name) for name in names}
     for folder in folders.values():
         folder.mkdir()
@@ -221,10 +223,18 @@ def test_scratch_folders_of_killed_commands(root, tmp_path):
         for path in (folder / "rows", folder):
             os.utime(path, (0, 0))
     os.utime(folders["pixelmill-query-ab_d1234"] / "rows")
-    expected = {str(folders["pixelmill-plan-ab_d1234"]): "scratch folder"}
+    expected = {str(folders[name]): "scratch folder" for name in ours}
     assert run(root) == expected
     assert run(root, delete=True) == expected
-    assert [name for name in names if not folders[name].exists()] == ["pixelmill-plan-ab_d1234"]
+    assert [name for name in names if not folders[name].exists()] == list(ours)
+
+
+def test_every_scratch_folder_of_ours_is_known():
+    """What the code calls its temporary folders, and what vacuum takes for one."""
+    code = [path.read_text() for room in ("flows", "tasks", "models") for path in Path(room).rglob("*.py")]
+    prefixes = {prefix for text in code for prefix in re.findall(r'TemporaryDirectory\(prefix="([^"]+)"', text)}
+    assert len(prefixes) > 5
+    assert [prefix for prefix in sorted(prefixes) if not vacuum._SCRATCH.fullmatch(f"{prefix}ab_d1234")] == []
 
 
 # --- old versions
@@ -249,6 +259,23 @@ def test_old_versions(root, versions, settings, days, expected):
     run(root, days=days, delete=True, **settings)
     assert gone(root, versions) == expected
     assert not [uri for number in expected for uri in files(root) if uri.startswith(folder_of(root, versions[number]))]
+
+
+def test_what_lies_below_a_version_goes_with_it(root, versions):
+    """Evaluations, and the sheets of a model that makes images: of an old version, and of one without a card."""
+    place, folders = open_storage(root), [folder_of(root, reference) for reference in versions]
+    for folder in folders:
+        for name in (("evaluations", "squares@0123456789ab-test.json"), ("samples", "epoch-0001.png")):
+            assert place.put_if_absent(join(folder, *name), b"{}")
+    without_commit(root, folders[0], "card.json")
+    expected = {folders[0]: "unfinished version"} | dict.fromkeys(folders[1:4], "old version")
+    assert run(root, days=8, keep_versions=1) == expected
+    assert run(root, days=8, delete=True, keep_versions=1) == expected
+    left = files(root)
+    assert [uri for folder in folders[:4] for uri in left if uri.startswith(folder)] == []
+    assert len([uri for uri in left if uri.startswith(folders[4])]) == 4
+    if not root.startswith("s3://"):
+        assert not any(os.path.exists(folder) for folder in folders[:4])
 
 
 def test_what_is_promoted_stays(root, versions):

@@ -60,8 +60,9 @@ def _runner(settings: BackfillSettings, watch: Any) -> Any:
     from flows import partitions
 
     if settings.deployment:
-        from flows.deployed import run_on_deployment
+        from flows.deployed import check_server, run_on_deployment
 
+        check_server(settings.deployment)
         return run_on_deployment
     from flows.order import predict_directly
 

@@ -27,7 +27,10 @@ def check_store(store: str) -> list[Finding]:
     """All checks of the store; the first that fails is the last. What is written is removed again."""
     uri = normalise(store)
     storage = open_storage(uri)
-    folder, is_new = _existing_folder(storage, uri)
+    try:
+        folder, is_new = _existing_folder(storage, uri)
+    except StorageError as error:
+        return [_refused("store", str(error))]
     probe = join(folder, f"{TEMPORARY_PREFIX}doctor-{uuid.uuid4().hex}")
     findings: list[Finding] = []
     try:
@@ -51,10 +54,15 @@ def _refused(check: str, said: str) -> Finding:
 
 
 def _existing_folder(storage: Storage, uri: str) -> tuple[str, bool]:
-    """The folder to try: the store's, or where there is none yet the one that it will be made in."""
+    """The folder to try: the store's, or where there is none yet the one that it will be made in.
+
+    Raises StorageError when a file stands there.
+    """
     folder = uri
     if not uri.startswith("s3://"):
         while not storage.is_folder(folder) and os.path.dirname(folder) != folder:
+            if storage.exists(folder):
+                raise StorageError(f"{folder} is a file, and a store is a folder; move it, or name another store")
             folder = os.path.dirname(folder)
     return folder, folder != uri
 
