@@ -205,6 +205,8 @@ def _chosen(card: Card, classes: str | None) -> tuple[int, ...]:
 
 def _claim(storage: Storage, wanted: _Set) -> None:
     """Writes what is made here. Raises UsageError where the folder holds anything else."""
+    if storage.exists(wanted.out):
+        raise UsageError(f"--out {wanted.out} is a file: name a new folder")
     uri = join(wanted.out, RECORD_FILE)
     record = wanted.record()
     others = [name for name in storage.names(wanted.out) if not name.startswith(".")]

@@ -472,14 +472,18 @@ def test_a_table_on_a_pipe_is_as_wide_as_it_needs(capsys):
 
 @pytest.mark.parametrize(
     ("parity", "told"),
-    [({"torch": "2.14"}, "agrees with PyTorch"), ({}, "answers each image alike, alone or in a batch,")],
-    ids=["trained here", "foreign"],
+    [
+        ({"images": ["a", "b"], "torch": "2.14"}, "agrees with PyTorch on 2 images"),
+        ({"images": ["a", "b"]}, "answers each image alike, alone or in a batch, on 2 images"),
+        ({"latents": 8, "torch": "2.14"}, "agrees with PyTorch on 8 latents"),
+    ],
+    ids=["trained here", "foreign", "generator"],
 )
-def test_import_tells_what_was_checked(parity, told):
+def test_import_and_export_tell_what_was_checked(parity, told):
     from flows.commands.adopt import describe
 
-    shown = describe({"images": ["a", "b"], "compared": 40, "largest": {"scores": 1e-4}, **parity})
-    assert shown == f"{told} on 2 images (40 findings); largest differences: scores 0.0001"
+    shown = describe({"compared": 40, "largest": {"scores": 1e-4}, **parity})
+    assert shown == f"{told} (40 findings); largest differences: scores 0.0001"
 
 
 @pytest.mark.parametrize("flag", ["--no-flip", "--mosaic", "--no-resume"])

@@ -181,6 +181,7 @@ def test_what_cannot_be_is_one_line(mill, changes, message):
     [
         pytest.param({"table": "rows"}, "makes images, so that there are no predictions", id="table"),
         pytest.param({"model": "judge", "judge": "pixels"}, "was trained without an export", id="not exported"),
+        pytest.param({"engine": "openvino"}, "--engine openvino has no meaning", id="engine"),
         pytest.param({"judge": "nobody"}, "--judge nobody is none", id="no judge"),
         pytest.param({"dataset": "plain"}, "shows none of the classes", id="no labels"),
     ],
