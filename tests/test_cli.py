@@ -313,6 +313,27 @@ def test_suggested_commands_name_the_store_when_they_must(mill, capsys, monkeypa
     assert "pixelmill verify holiday\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("model", "suggested", "is_shrunk"),
+    [
+        pytest.param("resnet18", "pixelmill predict FOLDER --model mine --table NAME", True, id="classifier"),
+        pytest.param("dcgan", "pixelmill generate mine --count 100 --out FOLDER", False, id="generator"),
+        pytest.param("vae", "pixelmill predict FOLDER --model mine --table NAME", False, id="autoencoder"),
+        pytest.param("cyclegan", "pixelmill predict FOLDER --model mine --table NAME", False, id="translator"),
+    ],
+)
+def test_train_suggests_what_its_model_can_do(capsys, model, suggested, is_shrunk):
+    from flows.commands.train import _show
+    from models.settings.train import TrainSettings
+    from tasks.train import Trained
+
+    trained = Trained("mine@1", {"val": {"images": 1}}, 1, 1, 1.0, new=True, promoted=None)
+    _show(trained, TrainSettings(dataset="pets", model=model, name="mine"), "./mill")
+    shown = capsys.readouterr().out
+    assert f"next:\n  {suggested}" in shown
+    assert ("--precision int8" in shown) == is_shrunk
+
+
 # --- the process
 
 
