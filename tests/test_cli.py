@@ -138,6 +138,11 @@ def test_help_of_predict_comes_from_the_settings(here, capsys):
         pytest.param(
             ["predict", "a", "--model", "m", "--table", "1t"], "--table '1t': string should match", id="table"
         ),
+        pytest.param(
+            ["generate", "m", "--count", "1", "--out", "o", "--as-dataset", "a/b"],
+            "--as-dataset 'a/b': string should match",
+            id="name of a data set",
+        ),
         pytest.param(["predict", "", "--model", "m", "--table", "t"], "--source '': ", id="empty source"),
         pytest.param(PREDICT, "no model 'tiny' in ", id="no model"),
         pytest.param(["query", "select"], "Parser Error", id="no SQL"),
