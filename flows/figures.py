@@ -49,7 +49,7 @@ def confusion_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
-    """A row per figure, and a column per split where there are several."""
+    """A row per figure, and a column per split where there are several; below, the judge of those of made images."""
     from flows.console import print_table
 
     splits = {split: single_figures(metrics[split]) for split in SPLITS if isinstance(metrics.get(split), dict)}
@@ -58,6 +58,9 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     rows = [[name, *(figures.get(name) for figures in columns.values())] for name in names]
     if rows:
         print_table(("metric", *columns), rows, right=tuple(columns))
+    parts = [metrics, *(metrics[split] for split in splits)]
+    if judges := dict.fromkeys(part["judge"] for part in parts if "judge" in part):
+        print(f"judged by {' and '.join(judges)}: compare with figures of the same judge and number of images only")
 
 
 def print_split(metrics: Mapping[str, Any]) -> None:

@@ -169,6 +169,8 @@ def _evaluate_by_judge(
     """By the judge that is asked for, else that of its training; each judge's figures are kept by themselves."""
     if settings.table is not None:
         raise UsageError(f"{card.reference} makes images, so that there are no predictions to keep: leave out --table")
+    if settings.engine == "openvino":
+        raise UsageError(f"--engine openvino has no meaning for {card.reference}, which {_EXACT_ENGINE} measures")
     judge = find_judge(settings.judge or card.training.get("judge"), store)
     if (found := find_metrics(store, card, dataset, settings.split, judge.name)) is not None:
         log.info("%s was measured on %s by %s before", card.reference, dataset.reference, judge.name)

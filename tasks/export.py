@@ -38,6 +38,9 @@ _PARITY_IMAGES = 16  # of the measured split, for variants
 _CALIBRATION_BATCH = 8
 _WORST_CLASSES = 5
 
+# What a smaller, less exact graph of these costs has no measure yet.
+EXACT_ONLY = (Task.GENERATE, Task.TRANSLATE, Task.EMBED)
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -100,7 +103,7 @@ def _export_variant(store: str, exact: Card, settings: ExportSettings, report: R
     variant = exact.variant(precision)
     if (existing := registry.find_version(store, exact.name, variant.version)) is not None:
         return _within(existing, settings)
-    if exact.task in (Task.GENERATE, Task.TRANSLATE, Task.EMBED):
+    if exact.task in EXACT_ONLY:
         raise UsageError(
             f"{exact.reference} is a model of task {exact.task}: what a less exact export of one costs has no measure "
             "yet that could guard it; use --precision fp32"

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -96,15 +97,19 @@ class _Set:
         """Folder, if any, and file."""
         file = f"{number:08d}.{SUFFIX[self.image_format]}"
         label = self.label_of(number)
-        return (file,) if label is None else (self.folder_of(label), file)
+        return (file,) if label is None else (self._folder_of[label], file)
 
-    def folder_of(self, label: int) -> str:
-        name = self.card.labels[label]
-        same = [other for other in self.card.labels if other.lower() == name.lower()]
-        return name if _FOLDER.fullmatch(name) and len(same) == 1 else f"class-{label:04d}"
+    @cached_property
+    def _folder_of(self) -> list[str]:
+        """By label; worked out once, for it is asked for each image."""
+        same = Counter(name.lower() for name in self.card.labels)
+        return [
+            name if _FOLDER.fullmatch(name) and same[name.lower()] == 1 else f"class-{label:04d}"
+            for label, name in enumerate(self.card.labels)
+        ]
 
     def folders(self) -> list[tuple[str, ...]]:
-        return [(self.folder_of(label),) for label in self.chosen] or [()]
+        return [(self._folder_of[label],) for label in self.chosen] or [()]
 
     def record(self) -> dict[str, Any]:
         return {
@@ -205,6 +210,8 @@ def _chosen(card: Card, classes: str | None) -> tuple[int, ...]:
 
 def _claim(storage: Storage, wanted: _Set) -> None:
     """Writes what is made here. Raises UsageError where the folder holds anything else."""
+    if storage.exists(wanted.out):
+        raise UsageError(f"--out {wanted.out} is a file: name a new folder")
     uri = join(wanted.out, RECORD_FILE)
     record = wanted.record()
     others = [name for name in storage.names(wanted.out) if not name.startswith(".")]

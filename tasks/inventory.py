@@ -107,7 +107,11 @@ def list_models(store: str) -> list[ModelEntry]:
 
 def _metric(card: Card) -> str:
     measured = main_metric(card)
-    return f"{measured.name} {measured.value:.3f} ({measured.split})" if measured else ""
+    if measured is None:
+        return ""
+    judge = card.metrics[measured.split].get("judge")  # without it, a distance of made images says nothing
+    where = measured.split if judge is None else f"{measured.split}, {judge}"
+    return f"{measured.name} {measured.value:.3f} ({where})"
 
 
 def list_tables(store: str) -> list[TableEntry]:

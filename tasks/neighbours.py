@@ -115,12 +115,13 @@ def _embed(store: str, model: str, image: str, table: str) -> np.ndarray:
     from models.imaging.prepare import Preparer
     from models.runtime.engine import open_engine
 
+    storage = open_storage(image)
+    if storage.is_folder(image):
+        raise UsageError(f"{image} is a folder: name one image")
     try:
-        data = open_storage(image).read(image)
+        data = storage.read(image)
     except FileNotFoundError:
         raise NotFound(f"{image} is neither an image of table {table!r} nor a file") from None
-    except IsADirectoryError:
-        raise UsageError(f"{image} is a folder: name one image") from None
     card = registry.resolve(store, model)
     rule = card.input
     pixels = np.empty((1, rule.height, rule.width, 3), np.uint8)

@@ -138,6 +138,11 @@ def test_help_of_predict_comes_from_the_settings(here, capsys):
         pytest.param(
             ["predict", "a", "--model", "m", "--table", "1t"], "--table '1t': string should match", id="table"
         ),
+        pytest.param(
+            ["generate", "m", "--count", "1", "--out", "o", "--as-dataset", "a/b"],
+            "--as-dataset 'a/b': string should match",
+            id="name of a data set",
+        ),
         pytest.param(["predict", "", "--model", "m", "--table", "t"], "--source '': ", id="empty source"),
         pytest.param(PREDICT, "no model 'tiny' in ", id="no model"),
         pytest.param(["query", "select"], "Parser Error", id="no SQL"),
@@ -313,6 +318,27 @@ def test_suggested_commands_name_the_store_when_they_must(mill, capsys, monkeypa
     assert "pixelmill verify holiday\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("model", "suggested", "is_shrunk"),
+    [
+        pytest.param("resnet18", "pixelmill predict FOLDER --model mine --table NAME", True, id="classifier"),
+        pytest.param("dcgan", "pixelmill generate mine --count 100 --out FOLDER", False, id="generator"),
+        pytest.param("vae", "pixelmill predict FOLDER --model mine --table NAME", False, id="autoencoder"),
+        pytest.param("cyclegan", "pixelmill predict FOLDER --model mine --table NAME", False, id="translator"),
+    ],
+)
+def test_train_suggests_what_its_model_can_do(capsys, model, suggested, is_shrunk):
+    from flows.commands.train import _show
+    from models.settings.train import TrainSettings
+    from tasks.train import Trained
+
+    trained = Trained("mine@1", {"val": {"images": 1}}, 1, 1, 1.0, new=True, promoted=None)
+    _show(trained, TrainSettings(dataset="pets", model=model, name="mine"), "./mill")
+    shown = capsys.readouterr().out
+    assert f"next:\n  {suggested}" in shown
+    assert ("--precision int8" in shown) == is_shrunk
+
+
 # --- the process
 
 
@@ -472,14 +498,18 @@ def test_a_table_on_a_pipe_is_as_wide_as_it_needs(capsys):
 
 @pytest.mark.parametrize(
     ("parity", "told"),
-    [({"torch": "2.14"}, "agrees with PyTorch"), ({}, "answers each image alike, alone or in a batch,")],
-    ids=["trained here", "foreign"],
+    [
+        ({"images": ["a", "b"], "torch": "2.14"}, "agrees with PyTorch on 2 images"),
+        ({"images": ["a", "b"]}, "answers each image alike, alone or in a batch, on 2 images"),
+        ({"latents": 8, "torch": "2.14"}, "agrees with PyTorch on 8 latents"),
+    ],
+    ids=["trained here", "foreign", "generator"],
 )
-def test_import_tells_what_was_checked(parity, told):
+def test_import_and_export_tell_what_was_checked(parity, told):
     from flows.commands.adopt import describe
 
-    shown = describe({"images": ["a", "b"], "compared": 40, "largest": {"scores": 1e-4}, **parity})
-    assert shown == f"{told} on 2 images (40 findings); largest differences: scores 0.0001"
+    shown = describe({"compared": 40, "largest": {"scores": 1e-4}, **parity})
+    assert shown == f"{told} (40 findings); largest differences: scores 0.0001"
 
 
 @pytest.mark.parametrize("flag", ["--no-flip", "--mosaic", "--no-resume"])

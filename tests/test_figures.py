@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.figures import class_rows, confusion_rows, print_split, single_figures
+from flows.figures import class_rows, confusion_rows, print_metrics, print_split, single_figures
 
 SPLIT = {
     "images": 7,
@@ -87,3 +87,15 @@ def test_what_prefect_shows(monkeypatch):
     assert {"what": "at_score f1", "value": 0.75} in tables[key]
     assert [row["class"] for row in tables[f"{key}-classes"]] == ["red", "white"]
     assert [row["white"] for row in tables[f"{key}-confusion"]] == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{"frechet": 3.5, "judge": "pixels"}, {"dataset": "a@1", "val": {"frechet": 3.5, "judge": "pixels"}}],
+    ids=["of a split", "of a card"],
+)
+def test_the_judge_stands_below_what_it_judged(capsys, metrics):
+    print_metrics(metrics)
+    assert "\njudged by pixels: " in capsys.readouterr().out
+    print_metrics(SPLIT)
+    assert "judged" not in capsys.readouterr().out

@@ -21,8 +21,8 @@ from models.learning.metrics import main_metric
 from models.settings.export import EvaluateSettings
 from models.settings.ingest import IngestSettings
 from models.settings.train import TrainSettings
+from tasks import inventory, registry
 from tasks import judge as judges
-from tasks import registry
 from tasks.datasets import datasets
 from tasks.datasets.ingest import ingest
 from tasks.evaluate import evaluate
@@ -90,7 +90,10 @@ def test_a_generator_is_published_with_what_it_made(mill):
     assert {"val_frechet", "val_class_coverage", "val_diversity", "train_generator"} <= set(history.column_names)
     assert card.parity["agrees"]
     assert card.metrics["test"]["judge"] == "pixels"
-    assert main_metric(card).name == "frechet"
+    figure = main_metric(card)
+    assert figure.name == "frechet"
+    (listed,) = [each for each in inventory.list_models(mill) if each.version == card.version]
+    assert listed.metric == f"frechet {figure.value:.3f} (test, pixels)"
     assert card.metrics["test"]["per_class"].keys() == set(card.labels)
 
 
@@ -181,6 +184,7 @@ def test_what_cannot_be_is_one_line(mill, changes, message):
     [
         pytest.param({"table": "rows"}, "makes images, so that there are no predictions", id="table"),
         pytest.param({"model": "judge", "judge": "pixels"}, "was trained without an export", id="not exported"),
+        pytest.param({"engine": "openvino"}, "--engine openvino has no meaning", id="engine"),
         pytest.param({"judge": "nobody"}, "--judge nobody is none", id="no judge"),
         pytest.param({"dataset": "plain"}, "shows none of the classes", id="no labels"),
     ],

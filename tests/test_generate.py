@@ -207,6 +207,7 @@ def test_the_result_is_a_data_set_with_labels_and_provenance(store, tmp_path):
         pytest.param({"count": 41}, UsageError, "count 40 there, 41 now", id="count"),
         pytest.param({"model": "tiny_conditional"}, UsageError, "another set .*model tiny_generator@", id="model"),
         pytest.param({"out": "other"}, UsageError, r"holds other files \(photo.jpg", id="other files"),
+        pytest.param({"out": "other/photo.jpg"}, UsageError, "photo.jpg is a file: name a new folder", id="file"),
         pytest.param({"out": "mill/images"}, UsageError, "lies in the store", id="store"),
     ],
 )

@@ -85,6 +85,7 @@ def test_an_image_that_changed_is_compared_in_its_newest_version(mill):
     ("image", "settings", "error", "message"),
     [
         pytest.param("nowhere.png", {}, NotFound, "neither an image of table 'vectors' nor a file", id="missing"),
+        pytest.param(".", {}, UsageError, "is a folder: name one image", id="folder"),
         pytest.param("broken.png", {}, UsageError, "broken.png is corrupt", id="corrupt"),
         pytest.param("black.png", {}, UsageError, "all zeros.*--by l2", id="no direction"),
         pytest.param("00.png", {"table": "labels"}, UsageError, "holds results of task classify", id="task"),

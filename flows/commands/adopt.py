@@ -47,6 +47,5 @@ def describe(parity: dict[str, Any]) -> str:
     """What was checked before publishing; a foreign file has no PyTorch model to be held against."""
     largest = ", ".join(f"{what} {difference:.2g}" for what, difference in parity["largest"].items())
     checked = "agrees with PyTorch" if "torch" in parity else "answers each image alike, alone or in a batch,"
-    return (
-        f"{checked} on {len(parity['images'])} images ({parity['compared']} findings); largest differences: {largest}"
-    )
+    shown = f"{len(parity['images'])} images" if "images" in parity else f"{parity['latents']} latents"
+    return f"{checked} on {shown} ({parity['compared']} findings); largest differences: {largest}"

@@ -66,6 +66,13 @@ def store_flag(store: str) -> str:
     return "" if store == default else f" --store {shlex.quote(store)}"
 
 
+def use_of(model: str, makes_images: bool, store: str) -> str:
+    """The command that puts a model to work; `makes_images`: from nothing, so that it is shown none."""
+    if makes_images:
+        return f"pixelmill generate {model} --count 100 --out FOLDER{store_flag(store)}"
+    return f"pixelmill predict FOLDER --model {model} --table NAME{store_flag(store)}"
+
+
 def _after_summary(docstring: str) -> str:
     """What stands between the first line, which `pixelmill --help` shows too, and the arguments."""
     return docstring.partition("\n")[2].partition("Args:\n")[0].strip()

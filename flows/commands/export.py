@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from flows.commands.command import Direct, Outcome, command, store_flag
+from flows.commands.command import Direct, Outcome, command, use_of
 from models.settings.export import ExportSettings
 from models.settings.fields import StoreSettings
 
@@ -40,4 +40,4 @@ def _show(exported: "Exported", store: str) -> None:
     if exported.parity:
         print(describe(exported.parity))
     print("next:")
-    print(f"  pixelmill predict FOLDER --model {exported.model} --table NAME{store_flag(store)}")
+    print(f"  {use_of(exported.model, 'latents' in exported.parity, store)}")

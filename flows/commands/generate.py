@@ -43,5 +43,6 @@ def _show(generated: "Generated", store: str) -> None:
     if generated.dataset:
         name = generated.dataset.partition("@")[0]
         print(f"data set {generated.dataset}")
+        learner = "resnet18" if generated.classes else "dcgan"  # without labels there is nothing to classify
         print("next:")
-        print(f"  pixelmill train DATASET --extra-data {name} --model resnet18 --name NAME{store_flag(store)}")
+        print(f"  pixelmill train DATASET --extra-data {name} --model {learner} --name NAME{store_flag(store)}")

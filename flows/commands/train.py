@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from flows.commands.command import Direct, Outcome, command, store_flag
+from flows.commands.command import Direct, Outcome, command, store_flag, use_of
 from models.settings.fields import StoreSettings
 from models.settings.train import TrainSettings
 
@@ -39,16 +39,20 @@ def _result(trained: "Trained") -> dict:
 def _show(trained: "Trained", settings: TrainSettings, store: str) -> None:
     from flows.figures import print_metrics
     from models import catalog
+    from models.records import Task
+    from tasks.export import EXACT_ONLY
 
     print_metrics(trained.metrics)
+    entry = catalog.entry(settings.model)
     how = f"{trained.epochs} epochs in {trained.seconds:,.1f} s" if trained.new else "it was there already"
-    mode = settings.mode or catalog.entry(settings.model).usual_mode(settings.weights)
+    mode = settings.mode or entry.usual_mode(settings.weights)
     print(f"{trained.model}: {settings.model}, {mode}, {how}")
     flag = store_flag(store)
     print("next:")
     if settings.export:
-        print(f"  pixelmill predict FOLDER --model {settings.name} --table NAME{flag}")
-        print(f"  pixelmill export {settings.name} --precision int8{flag}")
+        print(f"  {use_of(settings.name, entry.task is Task.GENERATE, store)}")
+        if entry.task not in EXACT_ONLY:
+            print(f"  pixelmill export {settings.name} --precision int8{flag}")
     else:
         print(f"  pixelmill export {settings.name}{flag}")
     print(f"  pixelmill promote {trained.model}{flag}")

@@ -51,10 +51,7 @@ TableName = Annotated[
         pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
     ),
 ]
+STORE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 StoreName = Annotated[
-    str,
-    Field(
-        description="The name it gets in the store: letters, digits, _, - and '.'.",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
-    ),
+    str, Field(description="The name it gets in the store: letters, digits, _, - and '.'.", pattern=STORE_NAME)
 ]

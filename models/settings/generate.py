@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from models.settings.fields import Device, ImageFormat, Settings, StoreName, uri_field, without_credentials
+from models.settings.fields import STORE_NAME, Device, ImageFormat, Settings, uri_field, without_credentials
 
 
 class GenerateSettings(Settings):
@@ -30,7 +30,10 @@ class GenerateSettings(Settings):
     ] = None
     image_format: Annotated[ImageFormat, Field(description="Of the files; png and webp keep every pixel.")] = "png"
     as_dataset: Annotated[
-        StoreName | None,
-        Field(description="Make the images a data set of this name, labels and provenance included; all of it train."),
+        str | None,
+        Field(
+            description="Make the images a data set of this name, labels and provenance included; all of it train.",
+            pattern=STORE_NAME,
+        ),
     ] = None
     device: Annotated[Device, Field(description="auto takes a GPU when ONNX Runtime can use one.")] = "auto"
