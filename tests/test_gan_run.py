@@ -219,8 +219,7 @@ def test_without_imagenets_weights_pixels_judge(monkeypatch, caplog, tmp_path):
 
 
 def test_imagenet_judges_where_its_weights_are(tmp_path):
-    if judges.weights_file() is None:
-        pytest.skip("the package that ships MobileNetV2 is not installed")
+    assert judges.weights_file() is not None, "`make` installs the package that ships MobileNetV2"
     found = judge(None, str(tmp_path))
     assert found.name == "imagenet"
     seen = found.look(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
